@@ -1,0 +1,332 @@
+"""The public functions: fold, explain, optimize, check."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from bnfold.errors import UsageError, WriteError
+from bnfold.onnx_commit import commit
+from bnfold.onnx_file import ModelFile, infer_shapes, read_model, write_model
+from bnfold.onnx_fold import RangeExceededError
+from bnfold.onnx_model import Options, fold_model, plan_model, refusals, size_of
+from bnfold.planning import Kept
+from bnfold.report.model import Report
+
+if TYPE_CHECKING:
+    from bnfold.verify.check import CheckResult
+
+OnnxModel = onnx.ModelProto | ir.Model
+Progress = Callable[[str, float | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class FoldResult:
+    """A folded model of the kind that was given, and what was done to it."""
+
+    model: Any
+    report: Report
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizeResult:
+    """What `optimize` did: the report, the check (None when it was not asked for), the file.
+
+    Nothing is at ``target`` unless the check passed or was not asked for.
+    """
+
+    report: Report
+    check: CheckResult | None
+    target: str
+
+    @property
+    def written(self) -> bool:
+        """Whether the folded model is at ``target``."""
+        return self.check is None or self.check.exit_code == 0
+
+
+def fold(
+    model: str | os.PathLike[str] | OnnxModel,
+    *,
+    level: str = "local",
+    trust_initializers: bool = False,
+) -> FoldResult:
+    """Fold every affine step that can be folded; the given model is left as it is.
+
+    Args:
+        model: The path of an ONNX file, an ``onnx.ModelProto`` or an ``onnx_ir.Model``.
+        level: ``"local"`` folds between direct neighbours.
+        trust_initializers: Take initializers that are also graph inputs as constants (from IR
+            version 4 on a caller may override them, so that by default they are not folded).
+
+    Returns:
+        The folded model of the same kind (for a path, an ``onnx_ir.Model``) and the report.
+
+    Raises:
+        ReadError: The file can't be read.
+        InvalidModelError: The model is not valid, or a BatchNormalization's parameters mean
+            nothing (a negative or NaN variance, a wrong length).
+        UsageError: There is no such level, or ``model`` is of a kind that is not supported.
+    """
+    options = Options(level, trust_initializers)
+    source, given, inferred = _given(model)
+    if isinstance(model, ir.Model):
+        given = model.clone()
+    planned, _ = fold_model(given, inferred, options)
+    report = planned.report(source, size_of(given))
+    return FoldResult(ir.to_proto(given) if isinstance(model, onnx.ModelProto) else given, report)
+
+
+def explain(
+    model: str | os.PathLike[str] | OnnxModel,
+    *,
+    level: str = "local",
+    trust_initializers: bool = False,
+) -> Report:
+    """Say of every affine step what `fold` would do with it and why; nothing is changed.
+
+    Whether a folded weight leaves the range of its type is known only once it is computed: such
+    a step is listed as folded here, and as kept by `fold`.
+
+    Args:
+        model: As for `fold`.
+        level: As for `fold`.
+        trust_initializers: As for `fold`.
+
+    Raises:
+        As `fold`.
+    """
+    source, given, inferred = _given(model)
+    return plan_model(given, inferred, Options(level, trust_initializers), {}).report(source)
+
+
+def optimize(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    check: bool = True,
+    providers: Sequence[str] = ("cpu",),
+    level: str = "local",
+    simplify: bool = False,
+    trust_initializers: bool = False,
+    samples: int = 8,
+    seed: int = 0,
+    inputs: Mapping[str, NDArray[Any]] | str | os.PathLike[str] | None = None,
+    on_progress: Progress | None = None,
+) -> OptimizeResult:
+    """Fold the model at ``source``, check it against the unfolded one, and write it to ``target``.
+
+    Nothing is written to ``target`` unless the check passes, and then at once as a whole. A model
+    with external data is written with external data, in ``<target>.data``.
+
+    Args:
+        source: An ONNX file; it is never changed.
+        target: Where to write the folded model.
+        check: Whether to check before writing.
+        providers: The execution providers to check on: ``"cpu"``, ``"cuda"``, ...
+        level: As for `fold`.
+        simplify: Run onnxsim first (the extra ``bnfold[simplify]``).
+        trust_initializers: As for `fold`.
+        samples: How many input samples the check draws.
+        seed: Of the drawn samples.
+        inputs: Inputs to check on instead of drawn ones: arrays by name, or an ``.npz`` file.
+        on_progress: Called with the stage and the fraction of it that is done, if known.
+
+    Raises:
+        ReadError: ``source`` can't be read.
+        InvalidModelError: The model is not valid.
+        WriteError: ``target`` can't be written.
+        UsageError: ``target`` is ``source``, or an option is wrong.
+        ProviderError: The check was asked for and onnxruntime or a provider is not there.
+    """
+    options = Options(level, trust_initializers)
+    source, target = Path(source), Path(target)
+    _refuse_same_file(source, target)
+    tell = on_progress or _silent
+    with _simplified(source, simplify, tell) as start:
+        if not check:
+            report, _ = _fold_file(start, target, options, tell)
+            return OptimizeResult(_named(report, source), None, str(target))
+        with _beside(target) as unchecked:
+            report, refused = _fold_file(start, unchecked, options, tell)
+            expected = _expected_weights(start, options, refused)
+            verdict = _check(source, unchecked, providers, inputs, samples, seed, expected, tell)
+            if verdict.exit_code == 0:
+                _publish(unchecked, target)
+    return OptimizeResult(_named(report, source), verdict, str(target))
+
+
+def check(
+    reference: str | os.PathLike[str] | OnnxModel,
+    candidate: str | os.PathLike[str] | OnnxModel,
+    *,
+    providers: Sequence[str] = ("cpu",),
+    inputs: Mapping[str, NDArray[Any]] | str | os.PathLike[str] | None = None,
+    samples: int = 8,
+    seed: int = 0,
+    on_progress: Progress | None = None,
+) -> CheckResult:
+    """Check that ``candidate`` says the same as ``reference`` on each of ``providers``.
+
+    Args:
+        reference: The unfolded model.
+        candidate: The folded model, by whatever tool.
+        providers: As for `optimize`.
+        inputs: As for `optimize`.
+        samples: As for `optimize`.
+        seed: As for `optimize`.
+        on_progress: As for `optimize`.
+
+    Returns:
+        The verdict with its figures; ``raise_for_status()`` raises unless it is a pass.
+
+    Raises:
+        ReadError: A file can't be read.
+        UsageError: The two models have other inputs or outputs.
+        ProviderError: onnxruntime or a provider is not there.
+    """
+    tell = on_progress or _silent
+    return _check(_readable(reference), _readable(candidate), providers, inputs, samples, seed,
+                  None, tell)  # fmt: skip
+
+
+# ---- reading ----
+
+
+def _given(model: str | os.PathLike[str] | OnnxModel) -> tuple[str, ir.Model, Any]:
+    """The name, the model as onnx-ir has it, and its inferred shapes."""
+    if isinstance(model, str | os.PathLike):
+        file = read_model(model)
+        return str(model), file.model, file.shapes
+    if isinstance(model, onnx.ModelProto):
+        model = ir.from_proto(model)
+    if not isinstance(model, ir.Model):
+        met = f"a {type(model).__module__}.{type(model).__name__} can't be folded"
+        raise UsageError(met, todo="give a path, an onnx.ModelProto or an onnx_ir.Model")
+    return model.graph.name or "model", model, infer_shapes(model)
+
+
+def _readable(model: str | os.PathLike[str] | OnnxModel) -> str | os.PathLike[str] | OnnxModel:
+    """Refuse a file that is not a valid model with the same words as everywhere."""
+    if isinstance(model, str | os.PathLike):
+        read_model(model)
+    return model
+
+
+def _silent(stage: str, fraction: float | None) -> None:
+    """Tell nobody."""
+
+
+# ---- file to file ----
+
+
+def _fold_file(
+    source: Path, target: Path, options: Options, tell: Progress
+) -> tuple[Report, dict[int, Kept]]:
+    """Fold ``source`` to ``target``; also the steps whose fold would leave the range."""
+    refused: dict[int, Kept] = {}
+    while True:
+        tell("reading", None)
+        file = read_model(source)
+        planned = plan_model(file.model, file.shapes, options, refused)
+        commit(planned.described, planned.plan, lazy=True)
+        try:
+            _write(file, target, tell)
+        except RangeExceededError as fault:
+            refused.update(refusals(planned, fault))
+        else:
+            return planned.report(str(source), size_of(file.model)), refused
+
+
+def _write(file: ModelFile, target: Path, tell: Progress) -> None:
+    def wrote(done: int, total: int) -> None:
+        tell("writing", done / max(total, 1))
+
+    write_model(file.model, target, external=file.external, source=file, on_progress=wrote)
+
+
+def _named(report: Report, source: Path) -> Report:
+    return Report(str(source), report.level, report.steps, report.before, report.after)
+
+
+def _refuse_same_file(source: Path, target: Path) -> None:
+    if target.exists() and source.exists() and source.samefile(target):
+        todo = "choose another output; the input is never changed"
+        raise UsageError("the output is the input", file=str(target), todo=todo)
+
+
+@contextmanager
+def _beside(target: Path) -> Iterator[Path]:
+    """A path of the same name in a folder beside ``target`` that is gone afterwards."""
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        met = f"it can't be written: {error.strerror or error}"
+        raise WriteError(met, file=str(target), todo="choose a folder that you can write to") from error
+    try:
+        yield folder / target.name
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _publish(checked: Path, target: Path) -> None:
+    """Move the model and its data to their place, the model last."""
+    data = checked.with_name(f"{checked.name}.data")
+    try:
+        if data.exists():
+            data.replace(target.with_name(data.name))
+        checked.replace(target)
+    except OSError as error:
+        met = f"it can't be written: {error.strerror or error}"
+        raise WriteError(met, file=str(target), todo="choose another output") from error
+
+
+@contextmanager
+def _simplified(source: Path, wanted: bool, tell: Progress) -> Iterator[Path]:
+    """``source``, or what onnxsim makes of it in a folder that is gone afterwards."""
+    if not wanted:
+        yield source
+        return
+    from bnfold.simplify import simplify_file
+
+    read_model(source)
+    with tempfile.TemporaryDirectory(prefix="bnfold-") as folder:
+        tell("simplifying", None)
+        simple = Path(folder) / source.name
+        simplify_file(source, simple)
+        yield simple
+
+
+# ---- checking ----
+
+
+def _expected_weights(
+    source: Path, options: Options, refused: Mapping[int, Kept]
+) -> dict[str, NDArray[Any]]:
+    """The constants that the fold changes, computed from the source anew."""
+    file = read_model(source)
+    planned = plan_model(file.model, file.shapes, options, refused)
+    changed = commit(planned.described, planned.plan)
+    return {v.name: np.asarray(v.const_value.numpy()) for v in changed
+            if v.name and v.const_value is not None}  # fmt: skip
+
+
+def _check(
+    reference: Any, candidate: Any, providers: Sequence[str], inputs: Any, samples: int, seed: int,
+    expected: Mapping[str, NDArray[Any]] | None, tell: Progress,
+) -> CheckResult:  # fmt: skip
+    from bnfold.verify.check import check as run
+
+    return run(reference, candidate, providers=tuple(providers), inputs=inputs, samples=samples,
+               seed=seed, expected_weights=expected, on_progress=tell)  # fmt: skip

@@ -1,0 +1,166 @@
+"""The neutral vocabulary: what a front end states about a graph, and nothing else.
+
+Every activation ``v`` may be stored in other units as ``u``, with ``v = s * u + t`` per channel.
+The operators here say which units they can live with; the passes decide. A front end states
+facts only (who reads what, what is constant, what pads, what is in training mode); tensors are
+lent by name and read when a fold needs them.
+
+Values are numbered; an operator names the values it reads and writes. Axes are those of the
+activation, counted from the front, or from the back (negative) where the rank is unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from bnfold.affine import AffineMap
+
+Dim = int | str | None
+"""One dimension: its size, its symbol, or None when nothing is known."""
+
+ValueId = int
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """An activation. ``shape`` is None when the rank is unknown."""
+
+    name: str
+    shape: tuple[Dim, ...] | None
+    dtype: str
+
+
+class Anchor(Enum):
+    """Why a value has to stay in true units: somebody outside the graph's own operators reads it.
+
+    The text completes "the tensor ...".
+    """
+
+    INPUT = "is an input of the graph"
+    OUTPUT = "is an output of the graph"
+    CAPTURED = "is captured by a subgraph"
+
+
+class Bias(Enum):
+    """Where a linear operator would put a shift."""
+
+    BUILT_IN = "an input of the operator, or an Add that already follows it"
+    OPERATOR = "an Add that has yet to be made"
+    DYNAMIC = "taken: it is computed at run time"
+
+
+class Form(Enum):
+    """What one operator of an affine step can express."""
+
+    BOTH = "a scale and a shift at once"
+    EITHER = "a scale or a shift"
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """The constant of a linear operator, by the name of its storage.
+
+    ``readers`` are the names of all operators that read the same storage, under whatever name.
+    """
+
+    storage: str
+    dtype: str
+    readers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operator:
+    """Anything that reads and writes values; ``name`` is what reports print."""
+
+    name: str
+    op_type: str
+    inputs: tuple[ValueId, ...]
+    outputs: tuple[ValueId, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Linear(Operator):
+    """``y = W x + bias`` along channels: Conv, ConvTranspose, Gemm, MatMul by a constant.
+
+    ``inputs[0]`` is the activation. ``weight`` is None when it is computed at run time.
+    ``uniform_input_shift``: a shift of the input reaches every position of the output alike
+    (no padding with zeros; for ConvTranspose, no incomplete sums).
+    """
+
+    in_axis: int
+    out_axis: int
+    in_channels: int
+    out_channels: int
+    weight: Weight | None
+    bias: Bias
+    uniform_input_shift: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Affine(Operator):
+    """``y = a * x + b`` per channel: a step that may vanish.
+
+    ``axis`` is None when the map is the same everywhere. ``map`` is None when a parameter is
+    not constant. ``unproved`` says what about the channel axis could not be proved, if anything.
+    """
+
+    axis: int | None
+    map: AffineMap | None
+    form: Form
+    training_mode: bool = False
+    unproved: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConstantStep(Operator):
+    """An affine step over constants only; it can be evaluated away."""
+
+
+class Sign(Enum):
+    """Which scales a tie lets through."""
+
+    ANY = "any"
+    POSITIVE = "positive"
+
+
+class ShiftRule(Enum):
+    """Which shifts a tie lets through."""
+
+    EQUAL = "equal on both sides"
+    ZERO = "none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tie(Operator):
+    """All its values carry the same scale: Identity, Dropout, Relu, pooling."""
+
+    sign: Sign
+    shift: ShiftRule
+
+    @property
+    def free(self) -> bool:
+        """Whether units pass unchanged and unconditionally, as through Identity."""
+        return self.sign is Sign.ANY and self.shift is ShiftRule.EQUAL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sum(Operator):
+    """``y = sum of signs[i] * x[i]``: scales equal on all, shifts bound by one equation."""
+
+    signs: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opaque(Operator):
+    """An operator that takes and gives true units: everything unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelGraph:
+    """All operators of a model, its subgraphs and its functions, over one numbering of values."""
+
+    values: tuple[Value, ...]
+    operators: tuple[Operator, ...]
+    anchors: Mapping[ValueId, Anchor] = field(default_factory=dict)

@@ -1,0 +1,255 @@
+"""commit(plan): what was decided, written into an ONNX model.
+
+Folded weights may be lazy tensors: computed when they are written, one at a time, so that a model
+larger than memory can be folded. Whoever writes one meets `RangeExceededError` if it does not fit
+its type; then nothing has been made yet, and the plan is made anew without that fold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import onnx_ir as ir
+
+from bnfold.affine import AffineMap, cast_once
+from bnfold.onnx_constants import Array
+from bnfold.onnx_describe import ConstantSite, Described
+from bnfold.onnx_edit import Editor
+from bnfold.onnx_fold import RangeExceededError, folded_bias, folded_weight, weight_changes
+from bnfold.onnx_linear import LinearSite, Slot
+from bnfold.onnx_steps import StepSite
+from bnfold.planning import Absorption, How, Plan, Stored
+
+_LAZY_BYTES = 1 << 16
+Edit = Callable[[], None]
+
+
+def commit(described: Described, plan: Plan, *, lazy: bool = False) -> tuple[ir.Value, ...]:
+    """Write ``plan`` into the model that was described.
+
+    Args:
+        described: The description that the plan was made from; its model is changed.
+        plan: What to do.
+        lazy: Compute large folded weights only when they are read. Otherwise everything is
+            computed before the first edit.
+
+    Returns:
+        The initializers that were made or changed.
+
+    Raises:
+        RangeExceededError: A folded tensor leaves the range of its type; nothing was edited.
+    """
+    editor = Editor(described.facts)
+    gone = {fold.step for fold in plan.folds}
+    edits: list[Edit] = []
+    for index, taken in sorted(plan.absorptions.items()):
+        if index not in gone:
+            edits.append(_absorb(described, editor, index, taken, lazy))
+    edits.extend(_evaluate(described, editor, plan))
+    for edit in edits:
+        edit()
+    for fold in plan.folds:
+        site = described.sites[fold.step]
+        if isinstance(site, StepSite):
+            keep = fold.stored is Stored.AFTER
+            editor.bypass(site.node, site.data_input, keep_output_name=keep)
+    editor.sweep()
+    return tuple(dict.fromkeys(editor.written))
+
+
+def _absorb(
+    described: Described, editor: Editor, index: int, taken: Absorption, lazy: bool
+) -> Edit:
+    site = described.sites[index]
+    if isinstance(site, LinearSite):
+        return _linear(described, editor, index, site, taken, lazy)
+    assert isinstance(site, StepSite)
+    return _step(described, editor, index, site, taken)
+
+
+# ---- linear operators ----
+
+
+def _linear(
+    described: Described,
+    editor: Editor,
+    index: int,
+    site: LinearSite,
+    taken: Absorption,
+    lazy: bool,
+) -> Edit:
+    bias = folded_bias(described.facts, index, site, taken)
+    weight = _weight_tensor(described, index, site, taken, lazy) if weight_changes(taken) else None
+    root = site.node.inputs[site.weight_input]
+    assert root is not None
+    stem = described.facts.constants.root(root).name or site.node.name or site.node.op_type
+
+    def edit() -> None:
+        if weight is not None:
+            editor.set_constant(site.node, site.weight_input, weight, site.graph, f"{stem}_folded")
+        if bias is not None:
+            _set_bias(described, editor, site, bias, _bias_name(stem))
+
+    return edit
+
+
+def _bias_name(stem: str) -> str:
+    return f"{stem.removesuffix('weight')}bias" if stem.endswith("weight") else f"{stem}_bias"
+
+
+def _weight_tensor(
+    described: Described, index: int, site: LinearSite, taken: Absorption, lazy: bool
+) -> ir.TensorProtocol:
+    facts = described.facts
+    value = site.node.inputs[site.weight_input]
+    assert value is not None
+    shape, dtype = facts.constants.shape(value), facts.constants.dtype(value)
+    assert dtype is not None
+    # Everything is bound here: when the lazy tensor is read, the graph is another one.
+    read, mapped, layout = facts.constants.reader(value), facts.constants.mapped(value), site.layout
+
+    def compute() -> ir.TensorProtocol:
+        result = folded_weight(read(), dtype, index, layout, taken)
+        for tensor in mapped:
+            tensor.release()
+        return ir.Tensor(result, dtype=dtype)
+
+    if not lazy or int(np.prod(shape)) * dtype.itemsize < _LAZY_BYTES:
+        return compute()
+    return ir.LazyTensor(compute, dtype=dtype, shape=ir.Shape(shape), name=value.name)
+
+
+def _set_bias(
+    described: Described, editor: Editor, site: LinearSite, bias: Array, name: str
+) -> None:
+    if site.slot is Slot.ADD:
+        shaped = bias.reshape(-1, 1) if site.rows else bias
+        if site.add is None:
+            editor.add_after(site.node, ir.Tensor(shaped), site.graph, name)
+            return
+        position = next(
+            i for i, v in enumerate(site.add.inputs) if described.facts.constants.is_constant(v)
+        )
+        editor.set_constant(site.add, position, ir.Tensor(shaped), site.graph, name)
+        return
+    if site.becomes_gemm:
+        site.node.op_type = "Gemm"
+    if site.node.op_type == "Gemm":
+        site.node.attributes.pop("beta", None)
+        if described.facts.opset(site.graph) < 7:
+            site.node.attributes["broadcast"] = ir.AttrInt64("broadcast", 1)
+    editor.set_constant(site.node, site.bias_input, ir.Tensor(bias), site.graph, name)
+
+
+# ---- steps that took over others ----
+
+
+def _step(
+    described: Described, editor: Editor, index: int, site: StepSite, taken: Absorption
+) -> Edit:
+    merged = merged_map(described, index, taken)
+    if site.node.op_type == "BatchNormalization":
+        return _batch_norm(described, editor, index, site, merged)
+    values = merged.scale if merged.is_scaling else merged.shift
+    dtype = described.facts.dtype(site.node.outputs[0]) or _constant_dtype(described, site)
+    shape = (-1,) + (1,) * site.trailing if merged.channels > 1 else ()
+    tensor = ir.Tensor(_checked(index, values, dtype).reshape(shape))
+
+    def edit() -> None:
+        node, graph = site.node, site.graph
+        data = node.inputs[site.data_input]
+        constant = next((i for i in range(len(node.inputs)) if i != site.data_input), 1)
+        old = node.inputs[constant] if constant < len(node.inputs) else None
+        node.op_type = "Mul" if merged.is_scaling else "Add"
+        node.resize_inputs(2)
+        node.replace_input_with(0, data)
+        node.replace_input_with(1, old)
+        editor.set_constant(node, 1, tensor, graph, f"{node.name or node.op_type}_merged")
+        if site.broadcast_axis is not None:
+            node.attributes["broadcast"] = ir.AttrInt64("broadcast", 1)
+            node.attributes["axis"] = ir.AttrInt64("axis", site.broadcast_axis)
+
+    return edit
+
+
+def merged_map(described: Described, index: int, taken: Absorption) -> AffineMap:
+    """What step ``index`` does with all that it took over."""
+    result: AffineMap | None = getattr(described.graph.operators[index], "map", None)
+    assert result is not None
+    if taken.input is not None:
+        result = result.after(taken.input)
+    return result if taken.output is None else taken.output.after(result)
+
+
+def _constant_dtype(described: Described, site: StepSite) -> ir.DataType:
+    found = [described.facts.constants.dtype(v) for v in site.node.inputs
+             if v is not None and described.facts.constants.is_constant(v)]  # fmt: skip
+    return found[0] if found and found[0] is not None else ir.DataType.FLOAT
+
+
+def _checked(index: int, values: np.ndarray, dtype: ir.DataType) -> Array:
+    result = cast_once(values, dtype.numpy())
+    bad = np.flatnonzero(np.isfinite(values) & ~np.isfinite(result.astype(np.float64)))
+    if bad.size:
+        raise RangeExceededError(index, f"overflows on channel {bad[0]}")
+    return result
+
+
+def _batch_norm(
+    described: Described, editor: Editor, index: int, site: StepSite, merged: AffineMap
+) -> Edit:
+    """Scale and shift alone: mean 0, variance 1, epsilon 0."""
+    gamma = site.node.inputs[1]
+    assert gamma is not None
+    wide = merged.expand(described.facts.constants.shape(gamma)[0])
+    zero, one = np.zeros(wide.channels), np.ones(wide.channels)
+    arrays = []
+    for value, values in zip(
+        site.node.inputs[1:5], (wide.scale, wide.shift, zero, one), strict=True
+    ):
+        assert value is not None
+        dtype = described.facts.constants.dtype(value)
+        assert dtype is not None
+        arrays.append(ir.Tensor(_checked(index, values, dtype), dtype=dtype))
+
+    def edit() -> None:
+        for position, tensor in enumerate(arrays, start=1):
+            old = site.node.inputs[position]
+            name = f"{old.name if old is not None else site.node.name}_merged"
+            editor.set_constant(site.node, position, tensor, site.graph, name)
+        site.node.attributes["epsilon"] = ir.AttrFloat32("epsilon", 0.0)
+
+    return edit
+
+
+# ---- steps over constants ----
+
+
+def _evaluate(described: Described, editor: Editor, plan: Plan) -> Iterator[Edit]:
+    constants = described.facts.constants
+    frontier: dict[ir.Value, None] = {}
+    for fold in plan.folds:
+        site = described.sites[fold.step]
+        if fold.how is How.EVALUATED and isinstance(site, ConstantSite):
+            frontier.update(dict.fromkeys(_frontier(described, site.node.outputs[0])))
+    for value in frontier:
+        dtype = constants.dtype(value)
+        if dtype is None or not constants.is_float(value):
+            continue
+        tensor = ir.Tensor(cast_once(constants.float64(value), dtype.numpy()), dtype=dtype)
+        yield lambda value=value, tensor=tensor: editor.replace_by_constant(value, tensor)  # type: ignore[misc]
+
+
+def _frontier(described: Described, value: ir.Value) -> list[ir.Value]:
+    """The last constants that ``value`` leads to: those that something not constant reads."""
+    constants = described.facts.constants
+    found, queue = [], [value]
+    while queue:
+        value = queue.pop()
+        nodes = [use.node for use in value.uses()]
+        inner = [n for n in nodes if n.outputs and all(constants.is_constant(v) for v in n.outputs)]
+        if len(inner) < len(nodes) or value.is_graph_output():
+            found.append(value)
+        queue.extend(output for node in inner for output in node.outputs)
+    return found

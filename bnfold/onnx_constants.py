@@ -1,0 +1,263 @@
+"""Which tensors of an ONNX model are constant, what they are, and who shares their storage.
+
+A value is constant when it is an initializer nobody can override, the output of a Constant node,
+or computed from such values alone by deterministic ``ai.onnx`` operators: exporters hide weights
+and BatchNorm parameters behind Identity, Cast, Reshape, Unsqueeze, Transpose, Expand, Sqrt ...
+An initializer that is also a graph input can be overridden by the caller from IR version 4 on.
+
+Constants are computed in float64 from the stored tensors, whatever float type they pass through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from bnfold.channel_graph import Dim
+from bnfold.onnx_evaluate import evaluate_node
+
+Array = NDArray[Any]
+
+Inferred = Mapping[str, tuple[int, tuple[Dim, ...] | None]]
+"""Results of shape inference on the main graph: name -> element type (ONNX number), shape."""
+
+ONNX_DOMAINS = frozenset({"", "ai.onnx"})
+
+# Their result is not a function of their inputs, or it is what makes a weight quantised.
+_NEVER_CONSTANT = frozenset({
+    "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial",
+    "Bernoulli", "Dropout", "If", "Loop", "Scan", "SequenceMap", "QuantizeLinear",
+    "DequantizeLinear", "DynamicQuantizeLinear",
+})  # fmt: skip
+
+_BOOLEAN = frozenset({
+    "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "And", "Or", "Xor",
+    "IsNaN", "IsInf",
+})  # fmt: skip
+
+_FLOAT_TYPES = frozenset({
+    ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE,
+})  # fmt: skip
+
+# They move elements about and compute nothing: their result is in the stored type.
+_MOVES = frozenset({"Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten"})
+
+_CACHED_BYTES = 1 << 16
+
+
+class Constants:
+    """The constant values of a model.
+
+    Args:
+        model: The model; it is only read.
+        inferred: What shape inference found for the main graph.
+        trust_initializers: Take initializers that are also graph inputs as constants.
+    """
+
+    def __init__(
+        self, model: ir.Model, inferred: Inferred, *, trust_initializers: bool = False
+    ) -> None:
+        self._main, self._inferred = model.graph, inferred
+        self._overridable = model.ir_version >= 4 and not trust_initializers
+        self._functions = {(key[0], key[1]) for key in model.functions}
+        self._root: dict[ir.Value, ir.Value] = {}
+        self._cache: dict[ir.Value, Array] = {}
+        self.opsets: dict[ir.Graph, int] = {}
+        self.graphs: list[ir.Graph] = []
+        main = int(model.opset_imports.get("", 1))
+        self._visit(model.graph, main)
+        for function in model.functions.values():
+            self._visit(function.graph, int(function.opset_imports.get("", main)))
+
+    # ---- finding ----
+
+    def _visit(self, graph: ir.Graph, opset: int) -> None:
+        self.graphs.append(graph)
+        self.opsets[graph] = opset
+        for value in graph.initializers.values():
+            if not (self._overridable and value.is_graph_input()):
+                self._root[value] = value
+        for node in graph:
+            self._note(node)
+            for body in bodies(node):
+                self._visit(body, opset)
+
+    def _note(self, node: ir.Node) -> None:
+        """Enter the outputs of ``node`` if they are constant."""
+        if not self.is_standard(node) or node.op_type in _NEVER_CONSTANT:
+            return
+        if any(attribute.is_ref() for attribute in node.attributes.values()):
+            return
+        inputs = [value for value in node.inputs if value is not None]
+        if not inputs and node.op_type != "Constant":
+            return
+        if all(value in self._root for value in inputs):
+            roots = [self._root[value] for value in inputs]
+            for output in node.outputs:
+                self._root[output] = max(roots, key=stored_bytes, default=output)
+
+    def is_standard(self, node: ir.Node) -> bool:
+        """Whether ``node`` is an operator of ``ai.onnx`` that no function of the model redefines."""
+        return node.domain in ONNX_DOMAINS and (node.domain, node.op_type) not in self._functions
+
+    def is_constant(self, value: ir.Value | None) -> bool:
+        """Whether ``value`` can be known before the model runs."""
+        return value is not None and value in self._root
+
+    def is_float(self, value: ir.Value) -> bool:
+        """Whether a constant is of a float type that a fold can compute with."""
+        return self.dtype(value) in _FLOAT_TYPES
+
+    def root(self, value: ir.Value) -> ir.Value:
+        """The largest stored tensor that a constant is computed from: its storage."""
+        return self._root[value]
+
+    # ---- reading ----
+
+    def stored(self, value: ir.Value) -> ir.TensorProtocol | None:
+        """The tensor of an initializer or Constant node, looking through Identity."""
+        producer = value.producer()
+        while producer is not None and producer.op_type == "Identity":
+            assert producer.inputs[0] is not None
+            value = producer.inputs[0]
+            producer = value.producer()
+        if producer is None:
+            return value.const_value
+        return constant_of(producer) if producer.op_type == "Constant" else None
+
+    def dtype(self, value: ir.Value) -> ir.DataType | None:
+        """The type of a constant, from its tensor, its declaration or its inputs."""
+        tensor = self.stored(value)
+        if tensor is not None:
+            return tensor.dtype
+        if value.dtype is not None:
+            return value.dtype
+        return self._computed_dtype(value)
+
+    def _computed_dtype(self, value: ir.Value) -> ir.DataType | None:
+        producer = value.producer()
+        assert producer is not None
+        if producer.op_type in _BOOLEAN:
+            return ir.DataType.BOOL
+        if producer.op_type == "Cast":
+            return ir.DataType(producer.attributes["to"].as_int())
+        if producer.op_type in ("Shape", "Size", "NonZero", "ArgMax", "ArgMin"):
+            return ir.DataType.INT64
+        if producer.op_type == "ConstantOfShape":
+            filled = producer.attributes.get("value")
+            return ir.DataType.FLOAT if filled is None else filled.as_tensor().dtype
+        position = 1 if producer.op_type == "CastLike" else 0
+        source = producer.inputs[position]
+        return None if source is None else self.dtype(source)
+
+    def shape(self, value: ir.Value) -> tuple[int, ...]:
+        """The shape of a constant; computes it only where nothing states it."""
+        tensor = self.stored(value)
+        if tensor is not None:
+            return tuple(int(dim) for dim in tensor.shape)
+        if value.shape is not None and value.shape.is_static():
+            return tuple(int(dim) for dim in value.shape)
+        # Two branches of an If may use one name twice: only the main graph's names are looked up.
+        found = self._inferred.get(value.name or "") if value.graph is self._main else None
+        if found is not None and found[1] is not None:
+            sizes = [dim for dim in found[1] if isinstance(dim, int)]
+            if len(sizes) == len(found[1]):
+                return tuple(sizes)
+        return tuple(self.array(value).shape)
+
+    def array(self, value: ir.Value) -> Array:
+        """The constant itself: in its stored type where it is stored, in float64 if computed."""
+        if value not in self._cache:
+            result = self.reader(value)()
+            if result.nbytes > _CACHED_BYTES:
+                return result
+            self._cache[value] = result
+        return self._cache[value]
+
+    def float64(self, value: ir.Value) -> NDArray[np.float64]:
+        """The constant in float64."""
+        return np.asarray(self.array(value)).astype(np.float64)
+
+    def reader(self, value: ir.Value) -> Callable[[], Array]:
+        """How to read the constant later, also after the graph around it has been edited."""
+        if value in self._cache:
+            return partial(_same, self._cache[value])
+        tensor = self.stored(value)
+        if tensor is not None:
+            return tensor.numpy
+        producer = value.producer()
+        assert producer is not None
+        wide = producer.op_type not in _MOVES
+        inputs = [None if v is None else self._input_reader(v, wide) for v in producer.inputs]
+        return partial(_computed, producer, inputs, self.opset_of(producer), value.index() or 0)
+
+    def _input_reader(self, value: ir.Value, wide: bool) -> Callable[[], Array]:
+        read = self.reader(value)
+        return partial(_widened, read) if wide and self.is_float(value) else read
+
+    def opset_of(self, node: ir.Node) -> int:
+        """The version of ``ai.onnx`` that ``node`` is written for."""
+        graph = node.graph.graph if isinstance(node.graph, ir.Function) else node.graph
+        return 1 if graph is None else self.opsets.get(graph, 1)
+
+    def mapped(self, value: ir.Value) -> list[ir.ExternalTensor]:
+        """The files that reading the constant maps into memory; to be released when done."""
+        tensor = self.stored(value)
+        if tensor is not None:
+            return [tensor] if isinstance(tensor, ir.ExternalTensor) else []
+        producer = value.producer()
+        inputs = () if producer is None else producer.inputs
+        return [tensor for v in inputs if v is not None for tensor in self.mapped(v)]
+
+
+def _same(array: Array) -> Array:
+    return array
+
+
+def _widened(read: Callable[[], Array]) -> Array:
+    return np.asarray(read()).astype(np.float64)
+
+
+def _computed(
+    node: ir.Node, inputs: list[Callable[[], Array] | None], opset: int, output: int
+) -> Array:
+    return evaluate_node(node, [None if read is None else read() for read in inputs], opset)[output]
+
+
+def bodies(node: ir.Node) -> Iterator[ir.Graph]:
+    """The subgraphs of a control-flow node."""
+    for attribute in node.attributes.values():
+        if attribute.is_ref():
+            continue
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
+
+
+def constant_of(node: ir.Node) -> ir.TensorProtocol | None:
+    """The tensor that a Constant node states, in whichever of its attributes."""
+    for name, attribute in node.attributes.items():
+        if name == "value":
+            return attribute.as_tensor()
+        if name in ("value_float", "value_floats"):
+            return ir.tensor(np.array(attribute.value, dtype=np.float32))
+        if name in ("value_int", "value_ints"):
+            return ir.tensor(np.array(attribute.value, dtype=np.int64))
+    return None
+
+
+def stored_bytes(value: ir.Value) -> int:
+    """The size of a stored tensor in bytes; 0 where it is computed."""
+    if value.const_value is not None:
+        return int(value.const_value.nbytes)
+    producer = value.producer()
+    if producer is None or producer.op_type != "Constant":
+        return 0
+    tensor = constant_of(producer)
+    return 0 if tensor is None else int(tensor.nbytes)

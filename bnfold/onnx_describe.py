@@ -1,0 +1,235 @@
+"""describe(model) -> channel graph: the facts of an ONNX model, and where they were found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from bnfold.channel_graph import (
+    Affine,
+    Anchor,
+    ChannelGraph,
+    ConstantStep,
+    Opaque,
+    Operator,
+    ShiftRule,
+    Sign,
+    Sum,
+    Tie,
+    Value,
+)
+from bnfold.onnx_constants import Inferred, bodies
+from bnfold.onnx_facts import FLOAT_TYPES, Facts
+from bnfold.onnx_linear import LinearSite, _Found, as_operator, find_linear
+from bnfold.onnx_steps import BINARY, FoundStep, StepSite, find_step, is_dropout_inference
+
+# Normalisations and arithmetic that are worth nothing at run time when all they read is constant.
+_CONSTANT_STEPS = BINARY | {
+    "BatchNormalization", "InstanceNormalization", "LayerNormalization", "GroupNormalization",
+    "Neg",
+}  # fmt: skip
+_EVALUATED_ELEMENTS = 4096  # a constant this small may grow when it is evaluated
+
+_TIES = {
+    "Identity": (Sign.ANY, ShiftRule.EQUAL),
+    "Relu": (Sign.POSITIVE, ShiftRule.ZERO),
+    "LeakyRelu": (Sign.POSITIVE, ShiftRule.ZERO),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ConstantSite:
+    """A step over constants only, at its node."""
+
+    node: ir.Node
+    graph: ir.Graph
+
+
+Site = LinearSite | StepSite | ConstantSite | None
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """The channel graph of a model and, operator by operator, where it was found."""
+
+    graph: ChannelGraph
+    sites: tuple[Site, ...]
+    facts: Facts
+
+
+def describe(
+    model: ir.Model, inferred: Inferred | None = None, *, trust_initializers: bool = False
+) -> Described:
+    """State the facts of ``model``; nothing of it is changed.
+
+    Args:
+        model: The model; its subgraphs and functions are described too.
+        inferred: Results of shape inference on the main graph.
+        trust_initializers: Take initializers that are also graph inputs as constants.
+
+    Raises:
+        InvalidModelError: A BatchNormalization has parameters that mean nothing.
+    """
+    facts = Facts(model, inferred or {}, trust_initializers=trust_initializers)
+    return _Walk(facts).run()
+
+
+class _Walk:
+    def __init__(self, facts: Facts) -> None:
+        self.facts = facts
+        self.numbers: dict[ir.Value, int] = {}
+        self.values: list[Value] = []
+        self.anchors: dict[int, Anchor] = {}
+        self.operators: list[Operator] = []
+        self.sites: list[Site] = []
+        self.absorbed_adds: set[ir.Node] = set()
+        self.readers = _storage_readers(facts)
+
+    def run(self) -> Described:
+        for node, graph in self.facts.nodes():
+            if node not in self.absorbed_adds:
+                self._node(node, graph)
+        self._anchor()
+        graph = ChannelGraph(tuple(self.values), tuple(self.operators), self.anchors)
+        return Described(graph, tuple(self.sites), self.facts)
+
+    def _number(self, value: ir.Value) -> int:
+        if value not in self.numbers:
+            self.numbers[value] = len(self.values)
+            dtype = self.facts.dtype(value)
+            name = dtype.name if dtype is not None else "UNDEFINED"
+            self.values.append(Value(value.name or "", self.facts.shape(value), name))
+        return self.numbers[value]
+
+    def _add(self, operator: Operator, site: Site) -> None:
+        self.operators.append(operator)
+        self.sites.append(site)
+
+    def _node(self, node: ir.Node, graph: ir.Graph) -> None:
+        if node.outputs and all(self.facts.constants.is_constant(v) for v in node.outputs):
+            self._constant(node, graph)
+        elif (linear := find_linear(self.facts, node, graph)) is not None:
+            self._linear(linear)
+        elif (step := find_step(self.facts, node, graph)) is not None:
+            self._step(step)
+        else:
+            self._other(node, graph)
+
+    def _linear(self, found: _Found) -> None:
+        site = found.site
+        if site.add is not None:
+            self.absorbed_adds.add(site.add)
+        weight = site.node.inputs[site.weight_input]
+        constant = self.facts.constants.is_constant(weight)
+        readers = (
+            self.readers.get(self.facts.constants.root(weight), ()) if constant and weight else ()
+        )
+        self._add(as_operator(self.facts, found, self._number, tuple(readers)), site)
+
+    def _step(self, found: FoundStep) -> None:
+        node = found.site.node
+        data = node.inputs[found.site.data_input]
+        assert data is not None
+        others = [
+            v for i, v in enumerate(node.inputs)
+            if i != found.site.data_input and v is not None and not self.facts.constants.is_constant(v)
+        ]  # fmt: skip
+        operator = Affine(
+            name=self.facts.label(node), op_type=node.op_type,
+            inputs=(self._number(data), *(self._number(v) for v in others)),
+            outputs=tuple(self._number(v) for v in node.outputs if v.name),
+            axis=found.axis, map=found.map, form=found.form,
+            training_mode=found.training_mode, unproved=found.unproved,
+        )  # fmt: skip
+        self._add(operator, found.site)
+
+    def _constant(self, node: ir.Node, graph: ir.Graph) -> None:
+        constants = self.facts.constants
+        if node.op_type not in _CONSTANT_STEPS or not constants.is_float(node.outputs[0]):
+            return
+        size = _elements(self.facts, node.outputs[0])
+        if size > max(_EVALUATED_ELEMENTS, _elements(self.facts, constants.root(node.outputs[0]))):
+            return  # evaluating it would make the file larger
+        outputs = tuple(self._number(v) for v in node.outputs)
+        step = ConstantStep(name=self.facts.label(node), op_type=node.op_type, inputs=(),
+                            outputs=outputs)  # fmt: skip
+        self._add(step, ConstantSite(node, graph))
+
+    def _other(self, node: ir.Node, graph: ir.Graph) -> None:
+        read = [v for v in node.inputs if v is not None and not self.facts.constants.is_constant(v)]
+        name, op_type = self.facts.label(node), node.op_type
+        inputs = tuple(self._number(v) for v in read)
+        outputs = tuple(self._number(v) for v in node.outputs if v.name)
+        if (rule := self._tie(node, graph)) is not None and len(inputs) == 1:
+            self._add(Tie(name=name, op_type=op_type, inputs=inputs, outputs=outputs[:1],
+                          sign=rule[0], shift=rule[1]), None)  # fmt: skip
+        elif (signs := self._signs(node)) is not None and len(signs) == len(inputs):
+            self._add(Sum(name=name, op_type=op_type, inputs=inputs, outputs=outputs,
+                          signs=signs), None)  # fmt: skip
+        else:
+            self._add(Opaque(name=name, op_type=op_type, inputs=inputs, outputs=outputs), None)
+
+    def _tie(self, node: ir.Node, graph: ir.Graph) -> tuple[Sign, ShiftRule] | None:
+        if not self.facts.constants.is_standard(node):
+            return None
+        if node.op_type == "Dropout" and is_dropout_inference(
+            self.facts, node, self.facts.opset(graph)
+        ):
+            return _TIES["Identity"]
+        return _TIES.get(node.op_type)
+
+    def _signs(self, node: ir.Node) -> tuple[int, ...] | None:
+        """The signs of a sum of activations of one shape, or None."""
+        if node.op_type not in ("Add", "Sub", "Sum") or not self.facts.constants.is_standard(node):
+            return None
+        shapes = {self.facts.shape(v) for v in node.inputs if v is not None}
+        if (
+            len(shapes) != 1
+            or None in shapes
+            or self.facts.dtype(node.outputs[0]) not in FLOAT_TYPES
+        ):
+            return None
+        return (1, -1) if node.op_type == "Sub" else (1,) * len(node.inputs)
+
+    def _anchor(self) -> None:
+        for graph in self.facts.constants.graphs:
+            for value in graph.inputs:
+                self._pin(value, Anchor.INPUT)
+        for node, graph in self.facts.nodes():
+            for value in node.inputs:
+                if value is not None and value.graph is not graph:
+                    self._pin(value, Anchor.CAPTURED)
+        for graph in self.facts.constants.graphs:
+            for value in graph.outputs:
+                captured = value.graph is not graph
+                self._pin(value, Anchor.CAPTURED if captured else Anchor.OUTPUT)
+
+    def _pin(self, value: ir.Value, anchor: Anchor) -> None:
+        if value in self.numbers:
+            self.anchors[self.numbers[value]] = anchor
+
+
+def _storage_readers(facts: Facts) -> Mapping[ir.Value, list[str]]:
+    """For each stored tensor, the operators that read it under whatever name."""
+    constants = facts.constants
+    readers: dict[ir.Value, list[str]] = {}
+    for node, _ in facts.nodes():
+        if all(constants.is_constant(v) for v in node.outputs) and not any(bodies(node)):
+            continue
+        for value in node.inputs:
+            if constants.is_constant(value) and value is not None:
+                readers.setdefault(constants.root(value), []).append(facts.label(node))
+    for graph in constants.graphs:
+        for value in graph.outputs:
+            if constants.is_constant(value):
+                readers.setdefault(constants.root(value), []).append(f"output '{value.name}'")
+    return readers
+
+
+def _elements(facts: Facts, value: ir.Value) -> int:
+    size = 1
+    for dim in facts.constants.shape(value):
+        size *= dim
+    return size

@@ -1,0 +1,117 @@
+"""What is known of an ONNX model before anything is decided: shapes, types, scopes, labels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from bnfold.channel_graph import Dim
+from bnfold.onnx_constants import Constants, Inferred
+
+FLOAT_TYPES = frozenset({
+    ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE,
+})  # fmt: skip
+
+
+class Facts:
+    """Read-only questions about a model.
+
+    Args:
+        model: The model.
+        inferred: What shape inference found for the main graph.
+        trust_initializers: Take initializers that are also graph inputs as constants.
+    """
+
+    def __init__(
+        self, model: ir.Model, inferred: Inferred, *, trust_initializers: bool = False
+    ) -> None:
+        self.model = model
+        self.constants = Constants(model, inferred, trust_initializers=trust_initializers)
+        self._inferred = inferred
+        self._named = Counter(node.name for graph in self.constants.graphs for node in graph)
+
+    def nodes(self) -> Iterator[tuple[ir.Node, ir.Graph]]:
+        """Every node of the model, its subgraphs and functions, with the graph it stands in."""
+        for graph in self.constants.graphs:
+            for node in graph:
+                yield node, graph
+
+    def opset(self, graph: ir.Graph) -> int:
+        """The version of ``ai.onnx`` in force in ``graph``."""
+        return self.constants.opsets[graph]
+
+    def label(self, node: ir.Node) -> str:
+        """The node's name, or what it makes when the name is missing or not its own."""
+        if node.name and self._named[node.name] == 1:
+            return node.name
+        made = next((value.name for value in node.outputs if value.name), "?")
+        return f"{node.op_type}({made})"
+
+    def shape(self, value: ir.Value) -> tuple[Dim, ...] | None:
+        """The shape of an activation, dimension by dimension; None when the rank is unknown."""
+        declared = _dims(value)
+        inferred = self._from_inference(value)
+        if declared is None or inferred is None or len(declared) != len(inferred):
+            return declared if inferred is None else inferred
+        return tuple(
+            i if isinstance(i, int) else d for d, i in zip(declared, inferred, strict=True)
+        )
+
+    def _from_inference(self, value: ir.Value) -> tuple[Dim, ...] | None:
+        # Two branches of an If may use one name twice: only the main graph's names are looked up.
+        if value.name is None or value.graph is not self.model.graph:
+            return None
+        return self._inferred.get(value.name, (0, None))[1]
+
+    def rank(self, value: ir.Value) -> int | None:
+        """The rank of an activation, if known."""
+        shape = self.shape(value)
+        return None if shape is None else len(shape)
+
+    def dtype(self, value: ir.Value) -> ir.DataType | None:
+        """The element type of a value, if known."""
+        if self.constants.is_constant(value):
+            return self.constants.dtype(value)
+        if value.dtype is not None:
+            return value.dtype
+        if value.name is None or value.graph is not self.model.graph:
+            return None
+        number = self._inferred.get(value.name, (0, None))[0]
+        return ir.DataType(number) if number else None
+
+    def is_float_constant(self, value: ir.Value | None) -> bool:
+        """Whether ``value`` is a constant of a float type."""
+        if value is None or not self.constants.is_constant(value):
+            return False
+        return self.constants.is_float(value)
+
+
+def _dims(value: ir.Value) -> tuple[Dim, ...] | None:
+    if value.shape is None:
+        return None
+    return tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
+
+
+def int_attribute(node: ir.Node, name: str, default: int) -> int:
+    """An integer attribute of ``node``."""
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.as_int()
+
+
+def float_attribute(node: ir.Node, name: str, default: float) -> float:
+    """A float attribute of ``node``."""
+    attribute = node.attributes.get(name)
+    return default if attribute is None else float(attribute.as_float())
+
+
+def ints_attribute(node: ir.Node, name: str) -> tuple[int, ...]:
+    """A list of integers of ``node``; empty when it is not given."""
+    attribute = node.attributes.get(name)
+    return () if attribute is None else tuple(int(k) for k in attribute.as_ints())
+
+
+def input_at(node: ir.Node, position: int) -> ir.Value | None:
+    """Input ``position`` of ``node``; None when it is optional and not given."""
+    return node.inputs[position] if position < len(node.inputs) else None

@@ -1,0 +1,233 @@
+"""Which ONNX nodes are linear along channels, and where their weight and bias are.
+
+Conv, ConvTranspose    channels on axis 1 of the activation
+Gemm                   alpha A' B' + beta C, B constant; axis 1 of a matrix
+MatMul                 by a constant on either side, with the Add of a constant after it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+import onnx_ir as ir
+
+from bnfold.affine import Layout, in_channels, out_channels
+from bnfold.channel_graph import Bias, Linear, Weight
+from bnfold.onnx_facts import (
+    Facts,
+    float_attribute,
+    input_at,
+    int_attribute,
+    ints_attribute,
+)
+
+
+class Slot(Enum):
+    """Where the bias is, or would be, written."""
+
+    INPUT = "an optional input of the node"
+    ADD = "an Add after the node"
+    DYNAMIC = "computed at run time"
+
+
+@dataclass(frozen=True, slots=True)
+class LinearSite:
+    """What a commit needs to rewrite one linear operator.
+
+    ``add`` is the Add that is the bias of a MatMul. ``rows`` says that output channels lie on
+    the axis before the last one, so that a bias made for it has shape (M, 1).
+    """
+
+    node: ir.Node
+    graph: ir.Graph
+    data_input: int
+    weight_input: int
+    layout: Layout
+    slot: Slot
+    bias_input: int = -1
+    add: ir.Node | None = None
+    becomes_gemm: bool = False
+    rows: bool = False
+    alpha: float = 1.0
+    beta: float = 1.0
+
+    @property
+    def output(self) -> ir.Value:
+        """The activation that the operator writes, its bias included."""
+        return (self.add or self.node).outputs[0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A linear operator, before its values are numbered."""
+
+    site: LinearSite
+    in_axis: int
+    out_axis: int
+    uniform_input_shift: bool
+    bias: Bias
+    counted_out: int = 0
+
+
+def find_linear(facts: Facts, node: ir.Node, graph: ir.Graph) -> _Found | None:
+    """Recognise ``node`` as a linear operator, or None."""
+    finder = _FINDERS.get(node.op_type)
+    if finder is None or len(node.inputs) < 2 or not facts.constants.is_standard(node):
+        return None
+    return finder(facts, node, graph)
+
+
+def as_operator(
+    facts: Facts, found: _Found, number: Callable[[ir.Value], int], readers: tuple[str, ...]
+) -> Linear:
+    """The linear operator in the neutral vocabulary."""
+    site = found.site
+    data, weight = site.node.inputs[site.data_input], site.node.inputs[site.weight_input]
+    assert data is not None
+    assert weight is not None
+    stated = _weight(facts, weight, readers)
+    shape = facts.constants.shape(weight) if facts.constants.is_constant(weight) else None
+    return Linear(
+        name=facts.label(site.node), op_type=site.node.op_type,
+        inputs=(number(data), *_other_inputs(facts, site, number)),
+        outputs=(number(site.output),),
+        in_axis=found.in_axis, out_axis=found.out_axis,
+        in_channels=0 if shape is None else in_channels(shape, site.layout),
+        out_channels=0 if shape is None else out_channels(shape, site.layout),
+        weight=stated, bias=found.bias, uniform_input_shift=found.uniform_input_shift,
+    )  # fmt: skip
+
+
+def _other_inputs(
+    facts: Facts, site: LinearSite, number: Callable[[ir.Value], int]
+) -> tuple[int, ...]:
+    """Activations that the operator reads besides its data: a computed weight or bias."""
+    read = [v for i, v in enumerate(site.node.inputs) if i != site.data_input and v is not None]
+    return tuple(number(value) for value in read if not facts.constants.is_constant(value))
+
+
+def _weight(facts: Facts, weight: ir.Value, readers: tuple[str, ...]) -> Weight | None:
+    if facts.constants.is_constant(weight):
+        dtype = facts.constants.dtype(weight)
+        name = dtype.name if dtype is not None else "UNDEFINED"
+        return Weight(facts.constants.root(weight).name or "", name, readers)
+    producer = weight.producer()
+    if producer is not None and producer.op_type == "DequantizeLinear":
+        return Weight(weight.name or "", "quantised integers behind DequantizeLinear", ())
+    return None
+
+
+def _input_bias(facts: Facts, node: ir.Node) -> tuple[Slot, Bias]:
+    bias = input_at(node, 2)
+    if bias is None or facts.is_float_constant(bias):
+        return Slot.INPUT, Bias.BUILT_IN
+    return Slot.DYNAMIC, Bias.DYNAMIC
+
+
+def _kernel(facts: Facts, node: ir.Node) -> tuple[int, ...] | None:
+    stated = ints_attribute(node, "kernel_shape")
+    weight = input_at(node, 1)
+    if stated or weight is None or not facts.constants.is_constant(weight):
+        return stated or None
+    return facts.constants.shape(weight)[2:]
+
+
+def _auto_pad(node: ir.Node) -> str:
+    attribute = node.attributes.get("auto_pad")
+    return "NOTSET" if attribute is None else attribute.as_string()
+
+
+def _conv(facts: Facts, node: ir.Node, graph: ir.Graph) -> _Found:
+    slot, bias = _input_bias(facts, node)
+    layout = Layout(out_axis=0, in_axis=1, groups=int_attribute(node, "group", 1))
+    site = LinearSite(node, graph, 0, 1, layout, slot, bias_input=2)
+    kernel = _kernel(facts, node)
+    automatic = _auto_pad(node)
+    if automatic in ("SAME_UPPER", "SAME_LOWER"):
+        padded = kernel is None or any(k != 1 for k in kernel)  # a kernel of 1 needs no padding
+    else:
+        padded = automatic != "VALID" and any(ints_attribute(node, "pads"))
+    return _Found(site, 1, 1, not padded, bias)
+
+
+def _conv_transpose(facts: Facts, node: ir.Node, graph: ir.Graph) -> _Found:
+    slot, bias = _input_bias(facts, node)
+    layout = Layout(out_axis=1, in_axis=0, groups=int_attribute(node, "group", 1))
+    site = LinearSite(node, graph, 0, 1, layout, slot, bias_input=2)
+    kernel = _kernel(facts, node)
+    # Every output position sums over all taps only when there is one tap and no gap between.
+    whole = kernel is not None and all(k == 1 for k in kernel)
+    whole = whole and all(s == 1 for s in ints_attribute(node, "strides"))
+    for name in ("pads", "output_padding", "output_shape"):
+        whole = whole and not any(ints_attribute(node, name))
+    return _Found(site, 1, 1, whole and _auto_pad(node) in ("NOTSET", "VALID"), bias)
+
+
+def _gemm(facts: Facts, node: ir.Node, graph: ir.Graph) -> _Found | None:
+    data, weight = node.inputs[0], node.inputs[1]
+    if facts.constants.is_constant(data) or weight is None:
+        return None
+    layout = Layout(0, 1) if int_attribute(node, "transB", 0) else Layout(1, 0)
+    slot, bias = _input_bias(facts, node)
+    site = LinearSite(
+        node, graph, 0, 1, layout, slot, bias_input=2,
+        alpha=float_attribute(node, "alpha", 1.0), beta=float_attribute(node, "beta", 1.0),
+    )  # fmt: skip
+    in_axis = 0 if int_attribute(node, "transA", 0) else 1
+    return _Found(site, in_axis, 1, True, bias)
+
+
+def _matmul(facts: Facts, node: ir.Node, graph: ir.Graph) -> _Found | None:
+    first, second = node.inputs[0], node.inputs[1]
+    if facts.is_float_constant(second) and first is not None:
+        return _matmul_by(facts, node, graph, data=first, position=0)
+    if facts.is_float_constant(first) and second is not None:
+        return _matmul_by(facts, node, graph, data=second, position=1)
+    return None
+
+
+def _matmul_by(
+    facts: Facts, node: ir.Node, graph: ir.Graph, *, data: ir.Value, position: int
+) -> _Found | None:
+    weight = node.inputs[1 - position]
+    assert weight is not None
+    shape, rank = facts.constants.shape(weight), facts.rank(data)
+    rows = position == 1
+    if len(shape) < 2 or (rank is not None and rank < 2) or (rows and rank is None):
+        return None
+    back = 2 if rows else 1
+    in_axis = -back if rank is None else rank - back
+    out_axis = -back if rank is None else max(rank, len(shape)) - back
+    layout = Layout(out_axis=-2, in_axis=-1) if rows else Layout(out_axis=-1, in_axis=-2)
+    add = _bias_add(facts, node, shape[layout.out_axis], back)
+    gemm = add is None and rank == 2 and len(shape) == 2 and not rows and facts.opset(graph) >= 7
+    slot = Slot.INPUT if gemm else Slot.ADD
+    site = LinearSite(node, graph, position, 1 - position, layout, slot, bias_input=2,
+                      add=add, becomes_gemm=gemm, rows=rows)  # fmt: skip
+    bias = Bias.BUILT_IN if add is not None or gemm else Bias.OPERATOR
+    return _Found(site, in_axis, out_axis, all(dim == 1 for dim in shape[:-2]), bias)
+
+
+def _bias_add(facts: Facts, node: ir.Node, channels: int, back: int) -> ir.Node | None:
+    """The Add of a constant along the channels that alone reads a MatMul's output."""
+    output = node.outputs[0]
+    uses = output.uses()
+    if len(uses) != 1 or output.is_graph_output():
+        return None
+    add = uses[0].node
+    if add.op_type != "Add" or not facts.constants.is_standard(add) or add.graph is not node.graph:
+        return None
+    constant = add.inputs[1 - uses[0].idx]
+    if constant is None or not facts.is_float_constant(constant) or "axis" in add.attributes:
+        return None
+    shape, rank = facts.constants.shape(constant), facts.rank(output)
+    allowed = 1 if rank is None else rank
+    lies = tuple(channels if i == len(shape) - back else 1 for i in range(len(shape)))
+    return add if len(shape) <= allowed and shape in (lies, (1,) * len(shape)) else None
+
+
+_FINDERS: dict[str, Callable[[Facts, ir.Node, ir.Graph], _Found | None]] = {
+    "Conv": _conv, "ConvTranspose": _conv_transpose, "Gemm": _gemm, "MatMul": _matmul,
+}  # fmt: skip

@@ -1,0 +1,103 @@
+"""One ONNX model through the planner: describe, plan, commit, and again where a fold did not fit."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from bnfold.channel_graph import ChannelGraph
+from bnfold.errors import UsageError
+from bnfold.onnx_commit import commit
+from bnfold.onnx_constants import Inferred, bodies, constant_of
+from bnfold.onnx_describe import Described, describe
+from bnfold.onnx_fold import RangeExceededError
+from bnfold.passes import plan_local
+from bnfold.planning import Kept, Plan, Reason
+from bnfold.report.model import Report, Size, steps_of
+
+Planner = Callable[[ChannelGraph, Mapping[int, Kept]], Plan]
+
+PLANNERS: Mapping[str, Planner] = {"local": plan_local}
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to fold: the level, and whether initializers that are graph inputs are constants."""
+
+    level: str = "local"
+    trust_initializers: bool = False
+
+    def __post_init__(self) -> None:
+        if self.level not in PLANNERS:
+            known = ", ".join(PLANNERS)
+            raise UsageError(f"there is no level '{self.level}'", todo=f"choose one of: {known}")
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A model's facts, what was decided on them, and how large the model is as it stands."""
+
+    described: Described
+    plan: Plan
+    size: Size
+
+    def report(self, source: str, after: Size | None = None) -> Report:
+        """The decisions, for people and programs."""
+        steps = steps_of(self.described.graph, self.plan)
+        return Report(source, self.plan.level, steps, self.size, after)
+
+
+def plan_model(
+    model: ir.Model, inferred: Inferred, options: Options, refused: Mapping[int, Kept]
+) -> Planned:
+    """Decide every affine step of ``model``; nothing of it is changed."""
+    described = describe(model, inferred, trust_initializers=options.trust_initializers)
+    plan = PLANNERS[options.level](described.graph, refused)
+    return Planned(described, plan, size_of(model))
+
+
+def fold_model(
+    model: ir.Model, inferred: Inferred, options: Options
+) -> tuple[Planned, tuple[ir.Value, ...]]:
+    """Fold ``model`` in place, all weights computed; returns the plan and the changed constants."""
+    refused: dict[int, Kept] = {}
+    while True:
+        planned = plan_model(model, inferred, options, refused)
+        try:
+            return planned, commit(planned.described, planned.plan)
+        except RangeExceededError as fault:
+            refused.update(refusals(planned, fault))
+
+
+def refusals(planned: Planned, fault: RangeExceededError) -> dict[int, Kept]:
+    """The steps that must stay because the operator that took them over left its type's range."""
+    name = planned.described.graph.operators[fault.operator].name
+    blamed = {fault.operator}
+    for _ in planned.plan.folds:
+        more = {fold.step for fold in planned.plan.folds if blamed.intersection(fold.into)}
+        if more <= blamed:
+            break
+        blamed |= more
+    steps = blamed & {fold.step for fold in planned.plan.folds}
+    return {step: Kept(step, Reason.RANGE, (name,), fault.detail) for step in steps}
+
+
+def size_of(model: ir.Model) -> Size:
+    """How large ``model`` is; weights are not read."""
+    operators: Counter[str] = Counter()
+    parameters = parameter_bytes = 0
+    graphs = [model.graph, *(function.graph for function in model.functions.values())]
+    while graphs:
+        graph = graphs.pop()
+        tensors = [value.const_value for value in graph.initializers.values()]
+        for node in graph:
+            operators[node.op_type] += 1
+            graphs.extend(bodies(node))
+            tensors.extend([constant_of(node)] if node.op_type == "Constant" else [])
+        for tensor in tensors:
+            parameters += 0 if tensor is None else int(tensor.size)
+            parameter_bytes += 0 if tensor is None else int(tensor.nbytes)
+    return Size(dict(operators), parameters, parameter_bytes)

@@ -1,0 +1,239 @@
+"""Which ONNX nodes are affine steps, and what they do per channel.
+
+    BatchNormalization     gamma (x - mean) / sqrt(variance + eps) + beta, channels on axis 1
+    Mul Add Sub Div Neg    by a constant that lies along one axis, on either side
+
+A constant lies along an axis when every other dimension of it is 1; that it does not enlarge
+what it meets has to be known from the shape of the activation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from bnfold.affine import F64, AffineMap
+from bnfold.channel_graph import Form
+from bnfold.errors import InvalidModelError
+from bnfold.onnx_facts import FLOAT_TYPES, Facts, float_attribute, input_at, int_attribute
+
+BINARY = frozenset({"Mul", "Add", "Sub", "Div"})
+
+
+@dataclass(frozen=True, slots=True)
+class StepSite:
+    """What a commit needs to rewrite or remove one affine step.
+
+    ``constant_shape`` is the shape that a constant along the step's axis has; for old operator
+    sets ``broadcast_axis`` is the axis that the node states as an attribute.
+    """
+
+    node: ir.Node
+    graph: ir.Graph
+    data_input: int
+    trailing: int = 0
+    broadcast_axis: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FoundStep:
+    """An affine step, before its values are numbered."""
+
+    site: StepSite
+    axis: int | None
+    map: AffineMap | None
+    form: Form
+    training_mode: bool = False
+    unproved: str = ""
+
+
+def find_step(facts: Facts, node: ir.Node, graph: ir.Graph) -> FoundStep | None:
+    """Recognise ``node`` as an affine step, or None.
+
+    Raises:
+        InvalidModelError: A BatchNormalization has parameters that mean nothing.
+    """
+    if not facts.constants.is_standard(node) or any(a.is_ref() for a in node.attributes.values()):
+        return None
+    if node.op_type == "BatchNormalization":
+        return _batch_norm(facts, node, graph)
+    if node.op_type == "Neg" and node.inputs[0] is not None:
+        if facts.dtype(node.inputs[0]) not in FLOAT_TYPES:
+            return None
+        return FoundStep(StepSite(node, graph, 0), None, AffineMap.scaling([-1.0]), Form.EITHER)
+    if node.op_type in BINARY and len(node.inputs) == 2:
+        return _binary(facts, node, graph)
+    return None
+
+
+# ---- BatchNormalization ----
+
+
+def _batch_norm(facts: Facts, node: ir.Node, graph: ir.Graph) -> FoundStep | None:
+    if len(node.inputs) < 5 or node.inputs[0] is None or None in node.inputs[:5]:
+        return None
+    site = StepSite(node, graph, 0)
+    if in_training_mode(node, facts.opset(graph)):
+        return FoundStep(site, 1, None, Form.BOTH, training_mode=True)
+    changeable = [v for v in node.inputs[1:5] if v is not None and not facts.is_float_constant(v)]
+    if changeable:
+        return FoundStep(site, 1, None, Form.BOTH, unproved=f"'{changeable[0].name}'")
+    if int_attribute(node, "spatial", 1) == 0:
+        taken = AffineMap.identity()
+        return FoundStep(site, 1, taken, Form.BOTH, unproved="spatial=0: one set a position")
+    parameters = [facts.constants.float64(v) for v in node.inputs[1:5] if v is not None]
+    _refuse_bad_parameters(facts, node, parameters)
+    gamma, beta, mean, variance = parameters
+    epsilon = float_attribute(node, "epsilon", 1e-5)
+    with np.errstate(all="ignore"):
+        taken = AffineMap.batch_norm(gamma, beta, mean, variance, epsilon)
+    return FoundStep(site, 1, taken, Form.BOTH)
+
+
+def in_training_mode(node: ir.Node, opset: int) -> bool:
+    """Whether a BatchNormalization normalises by the statistics of its batch.
+
+    From version 14 the attribute says so; in versions 7 and 9 the extra outputs do; before, the
+    attribute ``is_test`` is 0 unless it is set.
+    """
+    if opset >= 14:
+        return int_attribute(node, "training_mode", 0) != 0
+    if opset >= 7:
+        return any(output.name for output in node.outputs[1:])
+    return int_attribute(node, "is_test", 0) == 0
+
+
+_PARAMETERS = ("scale", "B", "mean", "variance")
+
+
+def _refuse_bad_parameters(facts: Facts, node: ir.Node, parameters: list[F64]) -> None:
+    label = facts.label(node)
+    data = node.inputs[0]
+    shape = facts.shape(data) if data is not None else None
+    channels: object = shape[1] if shape is not None and len(shape) > 1 else None
+    if not isinstance(channels, int):
+        channels = parameters[0].size
+    for name, values in zip(_PARAMETERS, parameters, strict=True):
+        if values.ndim != 1 or values.size != channels:
+            met = f"parameter {name} has shape {list(values.shape)} for {channels} channels"
+            raise InvalidModelError(met, node=label, todo="export the model again")
+    variance = parameters[3]
+    bad = np.flatnonzero(~(variance >= 0))
+    if bad.size:
+        met = f"the variance of channel {bad[0]} is {variance[bad[0]]}"
+        raise InvalidModelError(
+            met, node=label, todo="mend the running statistics and export again"
+        )
+
+
+# ---- Mul, Add, Sub, Div by a constant ----
+
+
+def _binary(facts: Facts, node: ir.Node, graph: ir.Graph) -> FoundStep | None:
+    position = _constant_position(facts, node)
+    if position is None:
+        return None
+    data, constant = node.inputs[1 - position], node.inputs[position]
+    if data is None or constant is None or facts.dtype(constant) not in FLOAT_TYPES:
+        return None
+    if facts.dtype(data) not in FLOAT_TYPES | {None}:
+        return None
+    shape = _constant_shape(facts, constant)
+    if shape is None or sum(dim != 1 for dim in shape) > 1:
+        return None
+    placed = _place(facts, node, data, shape, facts.opset(graph))
+    if placed is None:
+        return None
+    taken = None
+    unproved = placed.unproved
+    if facts.constants.is_constant(constant):
+        taken = _binary_map(node, position, facts.constants.float64(constant).ravel())
+    else:
+        unproved = f"'{constant.name}'"
+    if taken is None and facts.constants.is_constant(constant):
+        return None
+    site = StepSite(node, graph, 1 - position, placed.trailing, placed.broadcast_axis)
+    return FoundStep(site, placed.axis, taken, Form.EITHER, unproved=unproved)
+
+
+def _constant_position(facts: Facts, node: ir.Node) -> int | None:
+    """Which of the two inputs is the constant, or an initializer that a caller can override."""
+    for known in (facts.constants.is_constant, lambda v: v is not None and v.is_initializer()):
+        found = [i for i, value in enumerate(node.inputs) if known(value)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            return None
+    return None
+
+
+def _constant_shape(facts: Facts, constant: ir.Value) -> tuple[int, ...] | None:
+    if facts.constants.is_constant(constant):
+        return facts.constants.shape(constant)
+    tensor = constant.const_value
+    return None if tensor is None else tuple(int(dim) for dim in tensor.shape)
+
+
+def _binary_map(node: ir.Node, position: int, constant: F64) -> AffineMap | None:
+    with np.errstate(all="ignore"):
+        if node.op_type == "Mul":
+            return AffineMap.scaling(constant)
+        if node.op_type == "Add":
+            return AffineMap.shifting(constant)
+        if node.op_type == "Sub" and position == 1:
+            return AffineMap.shifting(-constant)
+        if node.op_type == "Sub":
+            return AffineMap.of(np.full_like(constant, -1.0), constant)
+        return AffineMap.scaling(1.0 / constant) if position == 1 else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    axis: int | None
+    trailing: int
+    unproved: str = ""
+    broadcast_axis: int | None = None
+
+
+def _place(
+    facts: Facts, node: ir.Node, data: ir.Value, constant: tuple[int, ...], opset: int
+) -> _Placed | None:
+    """On which axis of ``data`` the constant lies; None when the result has another shape."""
+    shape = facts.shape(data)
+    rank = None if shape is None else len(shape)
+    if rank is not None and len(constant) > rank:
+        return None  # the constant raises the rank
+    if all(dim == 1 for dim in constant):
+        unproved = "the rank of its input is unknown" if rank is None and constant else ""
+        return _Placed(None, 0, unproved)
+    at = next(i for i, dim in enumerate(constant) if dim != 1)
+    trailing = len(constant) - at - 1
+    stated = int_attribute(node, "axis", -1) if opset < 7 else -1
+    if stated >= 0:
+        if rank is None:
+            return _Placed(stated + at, trailing, "the rank of its input is unknown", stated)
+        trailing = rank - stated - at - 1
+    axis = -1 - trailing if rank is None else rank - 1 - trailing
+    if shape is None:
+        return _Placed(axis, trailing, "the rank of its input is unknown")
+    met = shape[axis]
+    if met == 1:
+        return None  # the constant enlarges what it meets
+    if isinstance(met, int) and met != constant[at]:
+        return None
+    unproved = "" if isinstance(met, int) else f"the size of axis {axis} of its input is unknown"
+    return _Placed(axis, trailing, unproved, stated if stated >= 0 else None)
+
+
+def is_dropout_inference(facts: Facts, node: ir.Node, opset: int) -> bool:
+    """Whether a Dropout passes its input on unchanged and nobody reads its mask."""
+    if any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
+        return False
+    if opset < 7:
+        return int_attribute(node, "is_test", 0) != 0
+    training = input_at(node, 2)
+    if training is None:
+        return True
+    return facts.constants.is_constant(training) and not facts.constants.array(training).any()

@@ -1,0 +1,106 @@
+"""The planner's result as data: which steps vanish, what absorbs them, what stays and why.
+
+A plan refers to operators by their index in the channel graph, so that it can be printed,
+compared and committed by any front end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from bnfold.affine import AffineMap
+
+
+class How(Enum):
+    """In which way a step vanished."""
+
+    BACKWARD = "backward"
+    FORWARD = "forward"
+    MERGED = "merged"
+    IDENTITY = "identity"
+    EVALUATED = "evaluated"
+
+
+class Stored(Enum):
+    """In whose units the one tensor that remains of a step's input and output is stored."""
+
+    BEFORE = "the step's input"
+    AFTER = "the step's output"
+
+
+class Reason(Enum):
+    """Why a step stays: the closed list. Codes are stable; a code is never used again.
+
+    The text is one sentence with ``{witness}`` for the nodes that stand in the way.
+    """
+
+    TRAINING_MODE = ("BNF001", "it normalises by the statistics of the batch (training mode)")
+    NOT_CONSTANT = ("BNF002", "its parameters are not constant: {witness} can change them")
+    WEIGHT_NOT_CONSTANT = ("BNF003", "the weight of {witness} is not a constant")
+    WEIGHT_TYPE = ("BNF004", "the weight of {witness} is stored in a type that can't be scaled")
+    SHARED_WEIGHT = ("BNF005", "the weight is also read by {witness}")
+    CHANNEL_AXIS = ("BNF006", "its channels are not shown to be the channels of {witness}")
+    OTHER_READER = ("BNF007", "the tensor next to it is also read by {witness}")
+    GRAPH_BOUNDARY = ("BNF008", "it stands on the boundary of the graph at {witness}")
+    CAPTURED = ("BNF009", "the tensor {witness} is captured by a subgraph")
+    ZERO_PADDING = ("BNF010", "its shift can't pass the zeros that {witness} pads with")
+    BIAS_NOT_CONSTANT = ("BNF011", "the bias of {witness} is computed at run time")
+    EXTRA_OPERATOR = ("BNF012", "its shift would need an Add of its own after {witness}")
+    RANGE = ("BNF013", "the folded weight leaves the range of its type: {witness}")
+    NO_LINEAR_NEIGHBOUR = ("BNF014", "no linear operator is next to it, only {witness}")
+
+    def __init__(self, code: str, sentence: str) -> None:
+        self.code = code
+        self.sentence = sentence
+
+    @property
+    def slug(self) -> str:
+        """The name for people and options, such as ``zero-padding``."""
+        return self.name.lower().replace("_", "-")
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """Step ``step`` vanishes into the operators ``into`` (indices; empty for an identity)."""
+
+    step: int
+    how: How
+    into: tuple[int, ...]
+    stored: Stored
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Step ``step`` stays for ``reason``; ``witness`` names what stands in the way."""
+
+    step: int
+    reason: Reason
+    witness: tuple[str, ...]
+    detail: str = ""
+
+    @property
+    def sentence(self) -> str:
+        """The reason in one sentence, with its witness."""
+        names = ", ".join(self.witness) or "nothing"
+        text = self.reason.sentence.format(witness=names)
+        return f"{text} ({self.detail})" if self.detail else text
+
+
+@dataclass(frozen=True, slots=True)
+class Absorption:
+    """What an operator takes over: ``input`` is applied before it, ``output`` after it."""
+
+    input: AffineMap | None = None
+    output: AffineMap | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Every affine step is in exactly one of ``folds`` and ``kept``."""
+
+    level: str
+    folds: tuple[Fold, ...]
+    kept: tuple[Kept, ...]
+    absorptions: Mapping[int, Absorption]

@@ -1,0 +1,1 @@
+"""One result model, printed in several ways. Pure: values in, text out."""

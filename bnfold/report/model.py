@@ -1,0 +1,106 @@
+"""What bnfold did to a model, as plain data: every affine step with its verdict and reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bnfold.channel_graph import ChannelGraph
+from bnfold.planning import Fold, How, Kept, Plan
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One affine step of the model.
+
+    ``verdict`` is ``"folded"`` or ``"kept"``. A folded step says ``how`` (backward, forward,
+    merged, identity, evaluated) and which operators absorbed it (``into``); a kept one its stable
+    ``code``, the ``reason`` in a word, the ``witness`` in its way, and all that as a ``sentence``.
+    """
+
+    name: str
+    op_type: str
+    verdict: str
+    how: str = ""
+    into: tuple[str, ...] = ()
+    code: str = ""
+    reason: str = ""
+    witness: tuple[str, ...] = ()
+    sentence: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How large a model is: nodes by operator (subgraphs and functions included), parameters in
+    elements, and their size in bytes.
+    """
+
+    operators: Mapping[str, int]
+    parameters: int
+    parameter_bytes: int
+
+    @property
+    def nodes(self) -> int:
+        """The number of nodes."""
+        return sum(self.operators.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Every affine step of ``source``, and the model's size before and after.
+
+    ``after`` is None when nothing was changed (`bnfold.explain`).
+    """
+
+    source: str
+    level: str
+    steps: tuple[Step, ...]
+    before: Size
+    after: Size | None = None
+
+    @property
+    def folded(self) -> tuple[Step, ...]:
+        """The steps that vanish."""
+        return tuple(step for step in self.steps if step.verdict == "folded")
+
+    @property
+    def kept(self) -> tuple[Step, ...]:
+        """The steps that stay."""
+        return tuple(step for step in self.steps if step.verdict == "kept")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain JSON types, under ``schema_version``."""
+        return {"schema_version": SCHEMA_VERSION, **asdict(self),
+                "folded": len(self.folded), "kept": len(self.kept)}  # fmt: skip
+
+
+def steps_of(graph: ChannelGraph, plan: Plan) -> tuple[Step, ...]:
+    """The verdicts of ``plan`` in the order of the graph."""
+    verdicts: dict[int, Fold | Kept] = {v.step: v for v in (*plan.folds, *plan.kept)}
+    return tuple(_step(graph, verdicts[index]) for index in sorted(verdicts))
+
+
+def _step(graph: ChannelGraph, verdict: Fold | Kept) -> Step:
+    operator = graph.operators[verdict.step]
+    if isinstance(verdict, Fold):
+        into = tuple(graph.operators[index].name for index in verdict.into)
+        return Step(operator.name, operator.op_type, "folded", verdict.how.value, into,
+                    sentence=_how(verdict.how, into))  # fmt: skip
+    return Step(
+        operator.name, operator.op_type, "kept", code=verdict.reason.code,
+        reason=verdict.reason.slug, witness=verdict.witness, sentence=verdict.sentence,
+    )  # fmt: skip
+
+
+def _how(how: How, into: tuple[str, ...]) -> str:
+    names = ", ".join(into)
+    return {
+        How.BACKWARD: f"into {names} before it",
+        How.FORWARD: f"into {names} after it",
+        How.MERGED: f"merged with {names}",
+        How.IDENTITY: "it changed nothing",
+        How.EVALUATED: "over constants only: evaluated",
+    }[how]

@@ -1,0 +1,9 @@
+"""What happens to a graph: one file per rewrite, on the channel graph only.
+
+Imported as ``bnfold.passes``. Nothing here knows onnx or torch; a pass decides on facts and
+leaves the editing to the front end.
+"""
+
+from bnfold.passes.local import plan_local
+
+__all__ = ["plan_local"]

@@ -1,0 +1,127 @@
+"""A plan in the making: the channel graph with the steps that vanished so far taken out.
+
+A pass asks the draft who reads what, and tells it which step vanishes into which operators.
+Nothing of the channel graph itself is changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from bnfold.affine import AffineMap
+from bnfold.channel_graph import Affine, Anchor, Bias, ChannelGraph, Linear, Operator, Tie, ValueId
+from bnfold.planning import Absorption, Fold, How, Kept, Stored
+
+
+class Draft:
+    """What is decided so far.
+
+    Args:
+        graph: The facts.
+        refused: Steps that must not be touched, with the reason.
+    """
+
+    def __init__(self, graph: ChannelGraph, refused: Mapping[int, Kept]) -> None:
+        self.operators = graph.operators
+        self.values = graph.values
+        self.refused = refused
+        self.anchors: dict[ValueId, Anchor] = dict(graph.anchors)
+        self.folds: dict[int, Fold] = {}
+        self.absorptions: dict[int, Absorption] = {}
+        self._inputs = [list(operator.inputs) for operator in graph.operators]
+        self._outputs = [list(operator.outputs) for operator in graph.operators]
+        self._producer: dict[ValueId, int] = {}
+        self._readers: dict[ValueId, list[int]] = {}
+        for index, operator in enumerate(graph.operators):
+            for value in operator.outputs:
+                self._producer[value] = index
+            for value in operator.inputs:
+                self._readers.setdefault(value, []).append(index)
+
+    # ---- looking ----
+
+    def steps(self) -> Iterator[tuple[int, Affine]]:
+        """The affine steps that still stand and may be folded, in graph order."""
+        for index, operator in enumerate(self.operators):
+            if isinstance(operator, Affine) and self.is_open(index):
+                yield index, operator
+
+    def is_open(self, index: int) -> bool:
+        """Whether operator ``index`` is a foldable affine step that still stands."""
+        operator = self.operators[index]
+        if not isinstance(operator, Affine) or index in self.folds or index in self.refused:
+            return False
+        return operator.map is not None and not operator.training_mode and not operator.unproved
+
+    def operator(self, index: int) -> Operator:
+        """Operator ``index``."""
+        return self.operators[index]
+
+    def name(self, index: int) -> str:
+        """The name of operator ``index`` for reports."""
+        return self.operators[index].name
+
+    def input(self, index: int) -> ValueId:
+        """The activation that operator ``index`` reads now."""
+        return self._inputs[index][0]
+
+    def output(self, index: int) -> ValueId:
+        """The activation that operator ``index`` writes now."""
+        return self._outputs[index][0]
+
+    def producer(self, value: ValueId) -> int | None:
+        """The operator that writes ``value``; None for an input of the graph."""
+        return self._producer.get(value)
+
+    def readers(self, value: ValueId) -> list[int]:
+        """The operators that read ``value``, one entry per reading input."""
+        return self._readers.get(value, [])
+
+    def is_free_tie(self, index: int) -> bool:
+        """Whether units pass operator ``index`` unchanged."""
+        operator = self.operators[index]
+        return isinstance(operator, Tie) and operator.free
+
+    def step_map(self, index: int) -> AffineMap:
+        """What step ``index`` does now, with all that it absorbed."""
+        operator = self.operators[index]
+        assert isinstance(operator, Affine)
+        assert operator.map is not None
+        taken = self.absorptions.get(index, Absorption())
+        result = operator.map if taken.input is None else operator.map.after(taken.input)
+        return result if taken.output is None else taken.output.after(result)
+
+    def has_bias(self, index: int) -> bool:
+        """Whether linear operator ``index`` can take a shift without one operator more."""
+        operator = self.operators[index]
+        assert isinstance(operator, Linear)
+        taken = self.absorptions.get(index, Absorption())
+        made = any(m is not None and not m.is_scaling for m in (taken.input, taken.output))
+        return operator.bias is Bias.BUILT_IN or made
+
+    # ---- deciding ----
+
+    def absorb_output(self, index: int, taken: AffineMap) -> None:
+        """Operator ``index`` applies ``taken`` to what it writes."""
+        old = self.absorptions.get(index, Absorption())
+        output = taken if old.output is None else taken.after(old.output)
+        self.absorptions[index] = Absorption(old.input, output)
+
+    def absorb_input(self, index: int, taken: AffineMap) -> None:
+        """Operator ``index`` applies ``taken`` to what it reads."""
+        old = self.absorptions.get(index, Absorption())
+        inputs = taken if old.input is None else old.input.after(taken)
+        self.absorptions[index] = Absorption(inputs, old.output)
+
+    def vanish(self, step: int, how: How, into: tuple[int, ...], stored: Stored) -> None:
+        """Step ``step`` is gone: the tensors before and after it are one."""
+        before, after = self.input(step), self.output(step)
+        readers = [index for index in self.readers(before) if index != step]
+        for reader in self.readers(after):
+            self._inputs[reader] = [before if v == after else v for v in self._inputs[reader]]
+            readers.append(reader)
+        self._readers[before] = readers
+        self._readers.pop(after, None)
+        if after in self.anchors:
+            self.anchors[before] = self.anchors.pop(after)
+        self.folds[step] = Fold(step, how, into, stored)

@@ -1,0 +1,104 @@
+"""The conditions under which a linear operator may absorb a map, one doubt per line.
+
+    output side:  m(W x + c)  =  (a W) x + (a c + b)            m(y) = a y + b
+    input side:   W m(x) + c  =  (W a) x + (c + W b)            m(x) = a x + b
+
+The second needs the shift to reach every output alike: no zeros padded in where it is not 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bnfold.affine import AffineMap
+from bnfold.channel_graph import Affine, Anchor, Bias, Linear, ValueId
+from bnfold.passes.draft import Draft
+from bnfold.planning import Reason
+
+SCALABLE_TYPES = frozenset({"FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE"})
+
+_ANCHOR_REASONS = {
+    Anchor.INPUT: Reason.GRAPH_BOUNDARY,
+    Anchor.OUTPUT: Reason.GRAPH_BOUNDARY,
+    Anchor.CAPTURED: Reason.CAPTURED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a fold was not made; ``near`` when a linear operator was there to take it."""
+
+    reason: Reason
+    witness: tuple[str, ...]
+    detail: str = ""
+    near: bool = True
+
+
+def anchored(draft: Draft, value: ValueId) -> Refusal | None:
+    """Refuse to restore the units of a value that somebody outside reads."""
+    anchor = draft.anchors.get(value)
+    if anchor is None:
+        return None
+    name = draft.values[value].name
+    return Refusal(_ANCHOR_REASONS[anchor], (f"'{name}'",), f"which {anchor.value}")
+
+
+def read_by_others(draft: Draft, value: ValueId, reader: int) -> Refusal | None:
+    """Refuse when anybody but ``reader`` reads ``value``."""
+    others = [index for index in draft.readers(value) if index != reader]
+    if not others:
+        return None
+    return Refusal(Reason.OTHER_READER, tuple(dict.fromkeys(draft.name(i) for i in others)))
+
+
+def weight_refusal(linear: Linear, taken: AffineMap) -> Refusal | None:
+    """Refuse to change a weight that is not there, not ours alone, or not of a float type."""
+    if linear.weight is None:
+        return Refusal(Reason.WEIGHT_NOT_CONSTANT, (linear.name,))
+    if linear.weight.dtype not in SCALABLE_TYPES:
+        return Refusal(Reason.WEIGHT_TYPE, (linear.name,), linear.weight.dtype)
+    others = tuple(name for name in linear.weight.readers if name != linear.name)
+    if len(linear.weight.readers) > 1 and not taken.is_shifting:
+        return Refusal(Reason.SHARED_WEIGHT, others or linear.weight.readers)
+    return None
+
+
+def channel_refusal(step: Affine, taken: AffineMap, linear: Linear, side: str) -> Refusal | None:
+    """Refuse unless the step's channels are the operator's channels on that side."""
+    if step.axis is None:
+        return None
+    axis = linear.in_axis if side == "input" else linear.out_axis
+    channels = linear.in_channels if side == "input" else linear.out_channels
+    if step.axis != axis:
+        detail = f"they lie on axis {step.axis}, its {side} channels on axis {axis}"
+        return Refusal(Reason.CHANNEL_AXIS, (linear.name,), detail)
+    if taken.channels not in (1, channels):
+        detail = f"{taken.channels} against {channels}"
+        return Refusal(Reason.CHANNEL_AXIS, (linear.name,), detail)
+    return None
+
+
+def output_refusal(step: Affine, taken: AffineMap, linear: Linear) -> Refusal | None:
+    """Refuse, or None when ``linear`` may apply ``taken`` to its output."""
+    if refusal := weight_refusal(linear, taken):
+        return refusal
+    if refusal := channel_refusal(step, taken, linear, "output"):
+        return refusal
+    if linear.bias is Bias.DYNAMIC:
+        return Refusal(Reason.BIAS_NOT_CONSTANT, (linear.name,))
+    return None
+
+
+def input_refusal(step: Affine, taken: AffineMap, linear: Linear) -> Refusal | None:
+    """Refuse, or None when ``linear`` may apply ``taken`` to its input."""
+    if refusal := weight_refusal(linear, taken):
+        return refusal
+    if refusal := channel_refusal(step, taken, linear, "input"):
+        return refusal
+    if taken.is_scaling:
+        return None
+    if not linear.uniform_input_shift:
+        return Refusal(Reason.ZERO_PADDING, (linear.name,))
+    if linear.bias is Bias.DYNAMIC:
+        return Refusal(Reason.BIAS_NOT_CONSTANT, (linear.name,))
+    return None
