@@ -1,9 +1,9 @@
 """Fold BatchNorm and every other per-channel affine step into Conv and Linear weights.
 
-    result = bnfold.fold(model)                      # .model of the same kind, .report
-    report = bnfold.explain(model)                   # the same plan, nothing changed
-    bnfold.optimize("in.onnx", "out.onnx")           # file to file, checked
-    bnfold.check("in.onnx", "out.onnx").raise_for_status()
+result = bnfold.fold(model)                      # .model of the same kind, .report
+report = bnfold.explain(model)                   # the same plan, nothing changed
+bnfold.optimize("in.onnx", "out.onnx")           # file to file, checked
+bnfold.check("in.onnx", "out.onnx").raise_for_status()
 """
 
 from __future__ import annotations

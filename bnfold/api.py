@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 
 from bnfold.errors import UsageError, WriteError
 from bnfold.onnx_commit import commit
-from bnfold.onnx_file import ModelFile, infer_shapes, read_model, write_model
-from bnfold.onnx_fold import RangeExceededError
+from bnfold.onnx_fold import FoldRefusedError
 from bnfold.onnx_model import Options, fold_model, plan_model, refusals, size_of
+from bnfold.onnx_read import ModelFile, read_model
+from bnfold.onnx_shapes import infer_shapes
+from bnfold.onnx_write import write_model
 from bnfold.planning import Kept
 from bnfold.report.model import Report
 
@@ -243,7 +245,7 @@ def _fold_file(
         commit(planned.described, planned.plan, lazy=True)
         try:
             _write(file, target, tell)
-        except RangeExceededError as fault:
+        except FoldRefusedError as fault:
             refused.update(refusals(planned, fault))
         else:
             return planned.report(str(source), size_of(file.model)), refused
@@ -273,7 +275,9 @@ def _beside(target: Path) -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     except OSError as error:
         met = f"it can't be written: {error.strerror or error}"
-        raise WriteError(met, file=str(target), todo="choose a folder that you can write to") from error
+        raise WriteError(
+            met, file=str(target), todo="choose a folder that you can write to"
+        ) from error
     try:
         yield folder / target.name
     finally:

@@ -1,7 +1,7 @@
 """commit(plan): what was decided, written into an ONNX model.
 
 Folded weights may be lazy tensors: computed when they are written, one at a time, so that a model
-larger than memory can be folded. Whoever writes one meets `RangeExceededError` if it does not fit
+larger than memory can be folded. Whoever writes one meets `FoldRefusedError` if it does not fit
 its type; then nothing has been made yet, and the plan is made anew without that fold.
 """
 
@@ -16,10 +16,11 @@ from bnfold.affine import AffineMap, cast_once
 from bnfold.onnx_constants import Array
 from bnfold.onnx_describe import ConstantSite, Described
 from bnfold.onnx_edit import Editor
-from bnfold.onnx_fold import RangeExceededError, folded_bias, folded_weight, weight_changes
+from bnfold.onnx_evaluate import UncomputableError
+from bnfold.onnx_fold import FoldRefusedError, folded_bias, folded_weight, weight_changes
 from bnfold.onnx_linear import LinearSite, Slot
 from bnfold.onnx_steps import StepSite
-from bnfold.planning import Absorption, How, Plan, Stored
+from bnfold.planning import Absorption, How, Plan, Reason, Stored
 
 _LAZY_BYTES = 1 << 16
 Edit = Callable[[], None]
@@ -38,7 +39,7 @@ def commit(described: Described, plan: Plan, *, lazy: bool = False) -> tuple[ir.
         The initializers that were made or changed.
 
     Raises:
-        RangeExceededError: A folded tensor leaves the range of its type; nothing was edited.
+        FoldRefusedError: A folded tensor leaves the range of its type; nothing was edited.
     """
     editor = Editor(described.facts)
     gone = {fold.step for fold in plan.folds}
@@ -107,13 +108,14 @@ def _weight_tensor(
     shape, dtype = facts.constants.shape(value), facts.constants.dtype(value)
     assert dtype is not None
     # Everything is bound here: when the lazy tensor is read, the graph is another one.
-    read, mapped, layout = facts.constants.reader(value), facts.constants.mapped(value), site.layout
+    read, layout = facts.constants.reader(value), site.layout
 
     def compute() -> ir.TensorProtocol:
-        result = folded_weight(read(), dtype, index, layout, taken)
-        for tensor in mapped:
-            tensor.release()
-        return ir.Tensor(result, dtype=dtype)
+        try:
+            before = read()
+        except UncomputableError as error:
+            raise FoldRefusedError(index, Reason.WEIGHT_NOT_CONSTANT, str(error)) from error
+        return ir.Tensor(folded_weight(before, dtype, index, layout, taken), dtype=dtype)
 
     if not lazy or int(np.prod(shape)) * dtype.itemsize < _LAZY_BYTES:
         return compute()
@@ -192,7 +194,7 @@ def _checked(index: int, values: np.ndarray, dtype: ir.DataType) -> Array:
     result = cast_once(values, dtype.numpy())
     bad = np.flatnonzero(np.isfinite(values) & ~np.isfinite(result.astype(np.float64)))
     if bad.size:
-        raise RangeExceededError(index, f"overflows on channel {bad[0]}")
+        raise FoldRefusedError(index, Reason.RANGE, f"overflows on channel {bad[0]}")
     return result
 
 
@@ -228,16 +230,20 @@ def _batch_norm(
 
 def _evaluate(described: Described, editor: Editor, plan: Plan) -> Iterator[Edit]:
     constants = described.facts.constants
-    frontier: dict[ir.Value, None] = {}
+    frontier: dict[ir.Value, int] = {}
     for fold in plan.folds:
         site = described.sites[fold.step]
         if fold.how is How.EVALUATED and isinstance(site, ConstantSite):
-            frontier.update(dict.fromkeys(_frontier(described, site.node.outputs[0])))
-    for value in frontier:
+            frontier.update(dict.fromkeys(_frontier(described, site.node.outputs[0]), fold.step))
+    for value, step in frontier.items():
         dtype = constants.dtype(value)
         if dtype is None or not constants.is_float(value):
             continue
-        tensor = ir.Tensor(cast_once(constants.float64(value), dtype.numpy()), dtype=dtype)
+        try:
+            wide = constants.float64(value)
+        except UncomputableError as error:
+            raise FoldRefusedError(step, Reason.NOT_CONSTANT, str(error)) from error
+        tensor = ir.Tensor(cast_once(wide, dtype.numpy()), dtype=dtype)
         yield lambda value=value, tensor=tensor: editor.replace_by_constant(value, tensor)  # type: ignore[misc]
 
 

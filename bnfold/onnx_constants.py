@@ -102,7 +102,7 @@ class Constants:
                 self._root[output] = max(roots, key=stored_bytes, default=output)
 
     def is_standard(self, node: ir.Node) -> bool:
-        """Whether ``node`` is an operator of ``ai.onnx`` that no function of the model redefines."""
+        """Whether ``node`` is of ``ai.onnx``, and no function of the model redefines it."""
         return node.domain in ONNX_DOMAINS and (node.domain, node.op_type) not in self._functions
 
     def is_constant(self, value: ir.Value | None) -> bool:
@@ -159,9 +159,9 @@ class Constants:
         """The shape of a constant; computes it only where nothing states it."""
         tensor = self.stored(value)
         if tensor is not None:
-            return tuple(int(dim) for dim in tensor.shape)
+            return tuple(tensor.shape.numpy())
         if value.shape is not None and value.shape.is_static():
-            return tuple(int(dim) for dim in value.shape)
+            return tuple(value.shape.numpy())
         # Two branches of an If may use one name twice: only the main graph's names are looked up.
         found = self._inferred.get(value.name or "") if value.graph is self._main else None
         if found is not None and found[1] is not None:
@@ -189,7 +189,7 @@ class Constants:
             return partial(_same, self._cache[value])
         tensor = self.stored(value)
         if tensor is not None:
-            return tensor.numpy
+            return partial(read_tensor, tensor)
         producer = value.producer()
         assert producer is not None
         wide = producer.op_type not in _MOVES
@@ -205,14 +205,22 @@ class Constants:
         graph = node.graph.graph if isinstance(node.graph, ir.Function) else node.graph
         return 1 if graph is None else self.opsets.get(graph, 1)
 
-    def mapped(self, value: ir.Value) -> list[ir.ExternalTensor]:
-        """The files that reading the constant maps into memory; to be released when done."""
-        tensor = self.stored(value)
-        if tensor is not None:
-            return [tensor] if isinstance(tensor, ir.ExternalTensor) else []
-        producer = value.producer()
-        inputs = () if producer is None else producer.inputs
-        return [tensor for v in inputs if v is not None for tensor in self.mapped(v)]
+
+def read_tensor(tensor: ir.TensorProtocol) -> Array:
+    """The array of a stored tensor.
+
+    One in a file is read, not mapped: a mapping holds a file descriptor until it is released, and
+    a model has thousands of tensors.
+    """
+    if not isinstance(tensor, ir.ExternalTensor):
+        return tensor.numpy()
+    if tensor.dtype.bitwidth < 8:
+        array = tensor.numpy().copy()
+        tensor.release()
+        return array
+    dtype = tensor.dtype.numpy().newbyteorder("<")
+    read = np.fromfile(tensor.path, dtype, count=tensor.size, offset=tensor.offset or 0)
+    return read.astype(tensor.dtype.numpy(), copy=False).reshape(tensor.shape.numpy())
 
 
 def _same(array: Array) -> Array:

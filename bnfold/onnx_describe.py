@@ -92,8 +92,8 @@ class _Walk:
             if node not in self.absorbed_adds:
                 self._node(node, graph)
         self._anchor()
-        graph = ChannelGraph(tuple(self.values), tuple(self.operators), self.anchors)
-        return Described(graph, tuple(self.sites), self.facts)
+        stated = ChannelGraph(tuple(self.values), tuple(self.operators), self.anchors)
+        return Described(stated, tuple(self.sites), self.facts)
 
     def _number(self, value: ir.Value) -> int:
         if value not in self.numbers:
@@ -132,10 +132,9 @@ class _Walk:
         node = found.site.node
         data = node.inputs[found.site.data_input]
         assert data is not None
-        others = [
-            v for i, v in enumerate(node.inputs)
-            if i != found.site.data_input and v is not None and not self.facts.constants.is_constant(v)
-        ]  # fmt: skip
+        is_constant, position = self.facts.constants.is_constant, found.site.data_input
+        read = [v for i, v in enumerate(node.inputs) if i != position and v is not None]
+        others = [v for v in read if not is_constant(v)]
         operator = Affine(
             name=self.facts.label(node), op_type=node.op_type,
             inputs=(self._number(data), *(self._number(v) for v in others)),
@@ -198,9 +197,9 @@ class _Walk:
             for value in graph.inputs:
                 self._pin(value, Anchor.INPUT)
         for node, graph in self.facts.nodes():
-            for value in node.inputs:
-                if value is not None and value.graph is not graph:
-                    self._pin(value, Anchor.CAPTURED)
+            for read in node.inputs:
+                if read is not None and read.graph is not graph:
+                    self._pin(read, Anchor.CAPTURED)
         for graph in self.facts.constants.graphs:
             for value in graph.outputs:
                 captured = value.graph is not graph

@@ -41,9 +41,9 @@ class Editor:
     # ---- constants ----
 
     def constant(self, graph: ir.Graph, name: str, tensor: TensorLike, at: ir.Node) -> ir.Value:
-        """A new constant in ``graph``: an initializer, or in a function a Constant before ``at``."""
+        """A new initializer of ``graph``; in a function, a Constant before ``at``."""
         tensor.name = name
-        value = ir.Value(name=name, shape=ir.Shape(tensor.shape), const_value=tensor,
+        value = ir.Value(name=name, shape=ir.Shape(tensor.shape.numpy()), const_value=tensor,
                          type=ir.TensorType(tensor.dtype))  # fmt: skip
         if graph in self._functions:
             node = ir.node("Constant", [], attributes={"value": tensor}, name=f"{name}_constant")
@@ -59,12 +59,12 @@ class Editor:
     def set_constant(
         self, node: ir.Node, position: int, tensor: TensorLike, graph: ir.Graph, name: str
     ) -> None:
-        """Make input ``position`` of ``node`` the constant ``tensor``, under its old name if free."""
+        """Make input ``position`` of ``node`` the constant ``tensor``; its name stays if free."""
         old = node.inputs[position] if position < len(node.inputs) else None
         if old is not None and self._is_own_initializer(old):
             tensor.name = old.name
             old.const_value = tensor
-            old.shape = ir.Shape(tensor.shape)
+            old.shape = ir.Shape(tensor.shape.numpy())
             old.type = ir.TensorType(tensor.dtype)
             self.written.append(old)
             return
@@ -149,7 +149,7 @@ class Editor:
 
     def _drop_initializer(self, value: ir.Value) -> None:
         graph = value.graph
-        if graph is None or value.name not in graph.initializers:
+        if graph is None or value.name is None or value.name not in graph.initializers:
             return
         del graph.initializers[value.name]
         if value.is_graph_input() and isinstance(graph, ir.Graph):

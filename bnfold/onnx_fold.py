@@ -22,22 +22,25 @@ from bnfold.affine import (
     vector_fault,
 )
 from bnfold.onnx_constants import Array
+from bnfold.onnx_evaluate import UncomputableError
 from bnfold.onnx_facts import Facts, input_at
 from bnfold.onnx_linear import LinearSite
-from bnfold.planning import Absorption
+from bnfold.planning import Absorption, Reason
 
 
-class RangeExceededError(Exception):
-    """A folded tensor leaves the range of its type, so that the fold must not be made.
+class FoldRefusedError(Exception):
+    """A fold turned out, when it was computed, to be one that must not be made.
 
     Args:
         operator: The index of the operator in the channel graph.
+        reason: ``Reason.RANGE`` when a folded tensor leaves the range of its type,
+            ``Reason.WEIGHT_NOT_CONSTANT`` when a constant can't be computed.
         detail: The channel, and what happened there.
     """
 
-    def __init__(self, operator: int, detail: str) -> None:
+    def __init__(self, operator: int, reason: Reason, detail: str) -> None:
         super().__init__(detail)
-        self.operator, self.detail = operator, detail
+        self.operator, self.reason, self.detail = operator, reason, detail
 
 
 def weight_changes(taken: Absorption) -> bool:
@@ -51,7 +54,7 @@ def folded_weight(
     """The weight of linear operator ``index`` after the fold, in the type it is stored in.
 
     Raises:
-        RangeExceededError: It does not fit its type.
+        FoldRefusedError: It does not fit its type.
     """
     a_out = None if taken.output is None else taken.output.scale
     a_in = None if taken.input is None else taken.input.scale
@@ -60,7 +63,7 @@ def folded_weight(
         after = cast_once(after.astype(np.float64), dtype.numpy())
     fault = range_fault(before, after, layout, zeroed=_zeroed(before, layout, a_out, a_in))
     if fault is not None:
-        raise RangeExceededError(index, f"{fault.what} on channel {fault.channel}")
+        raise FoldRefusedError(index, Reason.RANGE, f"{fault.what} on channel {fault.channel}")
     return after
 
 
@@ -85,8 +88,15 @@ def folded_bias(facts: Facts, index: int, site: LinearSite, taken: Absorption) -
     Shape (M,), or (1, M) and (rows, M) where the given bias has rows of its own.
 
     Raises:
-        RangeExceededError: It does not fit its type.
+        FoldRefusedError: It does not fit its type.
     """
+    try:
+        return _folded_bias(facts, index, site, taken)
+    except UncomputableError as error:
+        raise FoldRefusedError(index, Reason.WEIGHT_NOT_CONSTANT, str(error)) from error
+
+
+def _folded_bias(facts: Facts, index: int, site: LinearSite, taken: Absorption) -> Array | None:
     given = bias_value(facts, site)
     if given is None and all(m is None or m.is_scaling for m in (taken.input, taken.output)):
         return None
@@ -98,8 +108,6 @@ def folded_bias(facts: Facts, index: int, site: LinearSite, taken: Absorption) -
     if taken.input is not None and not taken.input.is_scaling:
         shift = taken.input.expand(in_channels(facts.constants.shape(weight), site.layout)).shift
         wide = wide + site.alpha * shift_through(facts.constants.array(weight), site.layout, shift)
-        for tensor in facts.constants.mapped(weight):
-            tensor.release()
     if taken.output is not None:
         wide = wide * taken.output.scale + taken.output.shift
     source = given if given is not None else weight
@@ -108,7 +116,9 @@ def folded_bias(facts: Facts, index: int, site: LinearSite, taken: Absorption) -
     after = cast_once(wide, dtype.numpy())
     fault = vector_fault(wide, after)
     if fault is not None:
-        raise RangeExceededError(index, f"the bias {fault.what} on channel {fault.channel}")
+        raise FoldRefusedError(
+            index, Reason.RANGE, f"the bias {fault.what} on channel {fault.channel}"
+        )
     return after
 
 

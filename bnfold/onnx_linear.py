@@ -213,7 +213,7 @@ def _matmul_by(
 def _bias_add(facts: Facts, node: ir.Node, channels: int, back: int) -> ir.Node | None:
     """The Add of a constant along the channels that alone reads a MatMul's output."""
     output = node.outputs[0]
-    uses = output.uses()
+    uses = list(output.uses())
     if len(uses) != 1 or output.is_graph_output():
         return None
     add = uses[0].node

@@ -1,4 +1,4 @@
-"""One ONNX model through the planner: describe, plan, commit, and again where a fold did not fit."""
+"""One ONNX model through the planner: describe, plan, commit; again where a fold did not fit."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from bnfold.errors import UsageError
 from bnfold.onnx_commit import commit
 from bnfold.onnx_constants import Inferred, bodies, constant_of
 from bnfold.onnx_describe import Described, describe
-from bnfold.onnx_fold import RangeExceededError
+from bnfold.onnx_fold import FoldRefusedError
 from bnfold.passes import plan_local
-from bnfold.planning import Kept, Plan, Reason
+from bnfold.planning import Kept, Plan
 from bnfold.report.model import Report, Size, steps_of
 
 Planner = Callable[[ChannelGraph, Mapping[int, Kept]], Plan]
@@ -68,12 +68,12 @@ def fold_model(
         planned = plan_model(model, inferred, options, refused)
         try:
             return planned, commit(planned.described, planned.plan)
-        except RangeExceededError as fault:
+        except FoldRefusedError as fault:
             refused.update(refusals(planned, fault))
 
 
-def refusals(planned: Planned, fault: RangeExceededError) -> dict[int, Kept]:
-    """The steps that must stay because the operator that took them over left its type's range."""
+def refusals(planned: Planned, fault: FoldRefusedError) -> dict[int, Kept]:
+    """The steps that must stay because of what the operator that took them over met."""
     name = planned.described.graph.operators[fault.operator].name
     blamed = {fault.operator}
     for _ in planned.plan.folds:
@@ -82,7 +82,8 @@ def refusals(planned: Planned, fault: RangeExceededError) -> dict[int, Kept]:
             break
         blamed |= more
     steps = blamed & {fold.step for fold in planned.plan.folds}
-    return {step: Kept(step, Reason.RANGE, (name,), fault.detail) for step in steps}
+    assert steps, f"no fold is to blame for {name}: {fault.detail}"
+    return {step: Kept(step, fault.reason, (name,), fault.detail) for step in steps}
 
 
 def size_of(model: ir.Model) -> Size:

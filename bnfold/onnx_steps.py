@@ -17,6 +17,7 @@ import onnx_ir as ir
 from bnfold.affine import F64, AffineMap
 from bnfold.channel_graph import Form
 from bnfold.errors import InvalidModelError
+from bnfold.onnx_evaluate import UncomputableError
 from bnfold.onnx_facts import FLOAT_TYPES, Facts, float_attribute, input_at, int_attribute
 
 BINARY = frozenset({"Mul", "Add", "Sub", "Div"})
@@ -83,7 +84,10 @@ def _batch_norm(facts: Facts, node: ir.Node, graph: ir.Graph) -> FoundStep | Non
     if int_attribute(node, "spatial", 1) == 0:
         taken = AffineMap.identity()
         return FoundStep(site, 1, taken, Form.BOTH, unproved="spatial=0: one set a position")
-    parameters = [facts.constants.float64(v) for v in node.inputs[1:5] if v is not None]
+    try:
+        parameters = [facts.constants.float64(v) for v in node.inputs[1:5] if v is not None]
+    except UncomputableError as error:
+        return FoundStep(site, 1, None, Form.BOTH, unproved=str(error))
     _refuse_bad_parameters(facts, node, parameters)
     gamma, beta, mean, variance = parameters
     epsilon = float_attribute(node, "epsilon", 1e-5)
@@ -146,16 +150,17 @@ def _binary(facts: Facts, node: ir.Node, graph: ir.Graph) -> FoundStep | None:
     placed = _place(facts, node, data, shape, facts.opset(graph))
     if placed is None:
         return None
-    taken = None
-    unproved = placed.unproved
-    if facts.constants.is_constant(constant):
-        taken = _binary_map(node, position, facts.constants.float64(constant).ravel())
-    else:
-        unproved = f"'{constant.name}'"
-    if taken is None and facts.constants.is_constant(constant):
-        return None
     site = StepSite(node, graph, 1 - position, placed.trailing, placed.broadcast_axis)
-    return FoundStep(site, placed.axis, taken, Form.EITHER, unproved=unproved)
+    if not facts.constants.is_constant(constant):
+        return FoundStep(site, placed.axis, None, Form.EITHER, unproved=f"'{constant.name}'")
+    try:
+        values = facts.constants.float64(constant).ravel()
+    except UncomputableError as error:
+        return FoundStep(site, placed.axis, None, Form.EITHER, unproved=str(error))
+    taken = _binary_map(node, position, values)
+    if taken is None:
+        return None
+    return FoundStep(site, placed.axis, taken, Form.EITHER, unproved=placed.unproved)
 
 
 def _constant_position(facts: Facts, node: ir.Node) -> int | None:
@@ -173,7 +178,7 @@ def _constant_shape(facts: Facts, constant: ir.Value) -> tuple[int, ...] | None:
     if facts.constants.is_constant(constant):
         return facts.constants.shape(constant)
     tensor = constant.const_value
-    return None if tensor is None else tuple(int(dim) for dim in tensor.shape)
+    return None if tensor is None else tuple(tensor.shape.numpy())
 
 
 def _binary_map(node: ir.Node, position: int, constant: F64) -> AffineMap | None:

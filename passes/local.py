@@ -45,7 +45,7 @@ def plan_local(graph: ChannelGraph, refused: Mapping[int, Kept] | None = None) -
     evaluated = [
         Fold(i, How.EVALUATED, (), Stored.AFTER)
         for i, op in enumerate(graph.operators)
-        if isinstance(op, ConstantStep)
+        if isinstance(op, ConstantStep) and i not in draft.refused
     ]
     folds = sorted([*draft.folds.values(), *evaluated], key=lambda fold: fold.step)
     return Plan("local", tuple(folds), _kept(draft, refusals), draft.absorptions)
@@ -82,14 +82,14 @@ def _more_telling(before: Refusal, after: Refusal) -> Refusal:
 def _kept(draft: Draft, refusals: Mapping[int, Refusal]) -> tuple[Kept, ...]:
     kept = []
     for index, operator in enumerate(draft.operators):
-        if isinstance(operator, Affine) and index not in draft.folds:
-            kept.append(_why(draft, index, operator, refusals))
+        if index in draft.refused:
+            kept.append(draft.refused[index])
+        elif isinstance(operator, Affine) and index not in draft.folds:
+            kept.append(_why(index, operator, refusals))
     return tuple(kept)
 
 
-def _why(draft: Draft, index: int, step: Affine, refusals: Mapping[int, Refusal]) -> Kept:
-    if index in draft.refused:
-        return draft.refused[index]
+def _why(index: int, step: Affine, refusals: Mapping[int, Refusal]) -> Kept:
     if step.training_mode:
         return Kept(index, Reason.TRAINING_MODE, (step.name,))
     if step.map is None:

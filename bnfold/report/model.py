@@ -34,8 +34,9 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How large a model is: nodes by operator (subgraphs and functions included), parameters in
-    elements, and their size in bytes.
+    """How large a model is, with its subgraphs and functions.
+
+    ``operators`` counts nodes by operator; ``parameters`` counts elements.
     """
 
     operators: Mapping[str, int]
@@ -79,7 +80,8 @@ class Report:
 
 def steps_of(graph: ChannelGraph, plan: Plan) -> tuple[Step, ...]:
     """The verdicts of ``plan`` in the order of the graph."""
-    verdicts: dict[int, Fold | Kept] = {v.step: v for v in (*plan.folds, *plan.kept)}
+    verdicts: dict[int, Fold | Kept] = {fold.step: fold for fold in plan.folds}
+    verdicts.update({kept.step: kept for kept in plan.kept})
     return tuple(_step(graph, verdicts[index]) for index in sorted(verdicts))
 
 

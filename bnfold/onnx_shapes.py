@@ -1,0 +1,58 @@
+"""Shape inference for a model in memory, without its weights."""
+
+from __future__ import annotations
+
+import onnx
+import onnx_ir as ir
+
+from bnfold.channel_graph import Dim
+from bnfold.onnx_constants import Inferred
+
+_SMALL_BYTES = 1024  # what shapes are computed from is smaller than this
+
+
+def infer_shapes(model: ir.Model) -> Inferred:
+    """Element type and shape of the main graph's values, as far as onnx can infer them.
+
+    Args:
+        model: It is not changed; its weights are not read.
+    """
+    small = model.clone()
+    graph = small.graph
+    for name, value in list(graph.initializers.items()):
+        if value.const_value is None or value.const_value.nbytes < _SMALL_BYTES:
+            continue
+        value.shape, value.type = _typed(value.const_value)
+        del graph.initializers[name]
+        if not value.is_graph_input():
+            graph.inputs.append(value)
+    try:
+        inferred = onnx.shape_inference.infer_shapes(_proto(small), data_prop=True)
+    except Exception:  # it is a help, not a condition: what it can't infer counts as unknown
+        return {}
+    return shapes_in(inferred.graph)
+
+
+def _typed(tensor: ir.TensorProtocol) -> tuple[ir.Shape, ir.TensorType]:
+    return ir.Shape(tensor.shape.numpy()), ir.TensorType(tensor.dtype)
+
+
+def _proto(model: ir.Model) -> onnx.ModelProto:
+    proto = ir.to_proto(model)
+    assert isinstance(proto, onnx.ModelProto)
+    return proto
+
+
+def shapes_in(graph: onnx.GraphProto) -> Inferred:
+    """What the value infos of ``graph`` state."""
+    found: dict[str, tuple[int, tuple[Dim, ...] | None]] = {}
+    for value in (*graph.value_info, *graph.input, *graph.output):
+        if value.type.HasField("tensor_type"):
+            tensor = value.type.tensor_type
+            dims = tuple(_dim(dim) for dim in tensor.shape.dim)
+            found[value.name] = (tensor.elem_type, dims if tensor.HasField("shape") else None)
+    return found
+
+
+def _dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
+    return int(dim.dim_value) if dim.HasField("dim_value") else dim.dim_param or None

@@ -1,0 +1,1 @@
+"""For people who work on bnfold: benchmarks against the other tools, sweeps over real models."""
