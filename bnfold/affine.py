@@ -10,13 +10,16 @@ Everything is computed in float64 and cast once, at the end. Knows arrays, and n
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from bnfold.rounding import cast_once
+from bnfold.rounding import cast_once, round_into
 
 Array = NDArray[Any]
 F64 = NDArray[np.float64]
@@ -24,25 +27,43 @@ F64 = NDArray[np.float64]
 _SLAB = 1 << 15  # elements computed at a time: float64 of that many stay in the cache
 
 __all__ = [
-    "F64", "AffineMap", "Layout", "RangeFault", "cast_once", "fold_weight", "in_channels",
-    "out_channels", "range_fault", "shift_through", "vector_fault",
-]  # fmt: skip
+    "F64",
+    "AffineMap",
+    "Layout",
+    "RangeFault",
+    "RangeGuard",
+    "cast_once",
+    "fold_weight",
+    "in_channels",
+    "out_channels",
+    "range_fault",
+    "scale_factors",
+    "scale_rows",
+    "shift_through",
+    "vector_fault",
+]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AffineMap:
     """``x -> scale * x + shift`` per channel.
 
+    Only data: values that are not finite are carried along, and never warned of.
+
     Args:
         scale: Shape (C,), or (1,) when it is the same on every channel; float64.
         shift: Of the same shape; either of the two is widened to the other.
+
+    Raises:
+        ValueError: The two have different lengths, and neither has length 1.
     """
 
     scale: F64
     shift: F64
 
     def __post_init__(self) -> None:
-        scale, shift = (np.asarray(v, dtype=np.float64).ravel() for v in (self.scale, self.shift))
+        # Copies: the caller's array may change, or be a mapped file that is to be closed.
+        scale, shift = (np.array(v, dtype=np.float64).ravel() for v in (self.scale, self.shift))
         size = max(scale.size, shift.size)
         object.__setattr__(self, "scale", np.broadcast_to(scale, (size,)))
         object.__setattr__(self, "shift", np.broadcast_to(shift, (size,)))
@@ -73,11 +94,19 @@ class AffineMap:
     ) -> AffineMap:
         """Batch normalisation in inference: ``gamma (x - mean) / sqrt(variance + epsilon) + beta``.
 
+        Args:
+            gamma: Shape (C,) or (1,), as all four; the learned scale.
+            beta: The learned shift.
+            mean: The running mean.
+            variance: The running variance; not the standard deviation.
+            epsilon: What is added to the variance.
+
         Source: Ioffe and Szegedy, arXiv:1502.03167, algorithm 2, steps 10 and 11.
         """
         g, b, m, v = (np.asarray(p, dtype=np.float64) for p in (gamma, beta, mean, variance))
-        scale = g / np.sqrt(v + epsilon)
-        return cls(scale, b - m * scale)
+        with np.errstate(all="ignore"):
+            scale = g / np.sqrt(v + epsilon)
+            return cls(scale, b - m * scale)
 
     @property
     def channels(self) -> int:
@@ -106,7 +135,8 @@ class AffineMap:
 
     def after(self, first: AffineMap) -> AffineMap:
         """``self o first``: apply ``first``, then this."""
-        return AffineMap(self.scale * first.scale, self.scale * first.shift + self.shift)
+        with np.errstate(all="ignore"):
+            return AffineMap(self.scale * first.scale, self.scale * first.shift + self.shift)
 
     def expand(self, channels: int) -> AffineMap:
         """The same map with one scale and shift for each of ``channels``."""
@@ -114,7 +144,9 @@ class AffineMap:
         return AffineMap(np.broadcast_to(self.scale, size), np.broadcast_to(self.shift, size))
 
     def take(self, index: ArrayLike) -> AffineMap:
-        """The map of the channels ``index``."""
+        """The map of the channels ``index``; of length 1 still when it is the same on all."""
+        if self.channels == 1:
+            return self
         picked = np.asarray(index)
         return AffineMap(self.scale[picked], self.shift[picked])
 
@@ -127,23 +159,26 @@ class AffineMap:
         if not self.scale.all():
             channel = int(np.argmin(self.scale != 0))
             raise ZeroDivisionError(f"the scale of channel {channel} is 0")
-        return AffineMap(1 / self.scale, -self.shift / self.scale)
+        with np.errstate(all="ignore"):
+            return AffineMap(1 / self.scale, -self.shift / self.scale)
 
     def apply(self, x: Array, axis: int) -> F64:
         """The map applied to ``x`` with channels on ``axis``, in float64."""
         shape = [1] * x.ndim
         shape[axis] = self.channels
-        return x.astype(np.float64) * self.scale.reshape(shape) + self.shift.reshape(shape)
+        with np.errstate(all="ignore"):
+            return x.astype(np.float64) * self.scale.reshape(shape) + self.shift.reshape(shape)
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where the channels of a linear operator's weight are.
+    """Where the channels of a linear operator's weight are: on two axes that are neighbours.
 
-    With groups, the axis that is 0 counts all channels of its side and the axis that is 1 those
+    With groups, the first of the two axes counts all channels of its side and the second those
     of one group: Conv (M, C/g, ...) is ``Layout(0, 1, g)``, ConvTranspose (C, M/g, ...) is
     ``Layout(1, 0, g)``. Gemm and MatMul have no groups: (K, N) is ``Layout(1, 0)``, (N, K) is
     ``Layout(0, 1)``; with leading batch axes count from the back: ``Layout(-1, -2)``.
+    Axes after the two are positions of the kernel, axes before them are batches.
     """
 
     out_axis: int
@@ -153,28 +188,144 @@ class Layout:
 
 def out_channels(shape: tuple[int, ...], layout: Layout) -> int:
     """The number of output channels of a weight of ``shape``."""
-    return _counted(shape, layout, layout.out_axis)
+    axis = layout.out_axis % len(shape)
+    return int(shape[axis]) * (1 if axis < layout.in_axis % len(shape) else layout.groups)
 
 
 def in_channels(shape: tuple[int, ...], layout: Layout) -> int:
     """The number of input channels of a weight of ``shape``."""
-    return _counted(shape, layout, layout.in_axis)
+    return out_channels(shape, Layout(layout.in_axis, layout.out_axis, layout.groups))
 
 
-def _counted(shape: tuple[int, ...], layout: Layout, axis: int) -> int:
-    return int(shape[axis]) * (layout.groups if axis == 1 else 1)
+@dataclass(frozen=True, slots=True)
+class _Blocks:
+    """A weight seen as ``(batches * groups, rows, columns * taps)``, whatever its layout.
+
+    Rows are the first channel axis within a group, columns the second one, taps the positions of
+    the kernel. Conv has its output channels on the rows, ConvTranspose on the columns.
+    """
+
+    batches: int
+    groups: int
+    rows: int
+    columns: int
+    taps: int
+    out_on_rows: bool
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...], layout: Layout) -> _Blocks:
+        out_axis, in_axis = layout.out_axis % len(shape), layout.in_axis % len(shape)
+        first = min(out_axis, in_axis)
+        if abs(out_axis - in_axis) != 1 or shape[first] % layout.groups:
+            raise ValueError(f"a weight of shape {shape} does not have {layout}")
+        return cls(
+            prod(shape[:first]), layout.groups, shape[first] // layout.groups,
+            shape[first + 1], prod(shape[first + 2 :]), out_axis == first,
+        )  # fmt: skip
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.batches * self.groups, self.rows, self.columns * self.taps
+
+    def spread(self, values: F64, *, on_rows: bool) -> F64:
+        """Per-channel ``values`` of one side, broadcast to ``shape`` without a copy of it."""
+        count = self.rows if on_rows else self.columns
+        values = np.broadcast_to(values, (self.groups * count,)).reshape(self.groups, count)
+        along = values[:, :, None] if on_rows else np.repeat(values, self.taps, axis=1)[:, None, :]
+        return np.broadcast_to(along, self.shape)
+
+    @property
+    def reduced(self) -> int:
+        """The axis of ``shape`` to sum over, or to take the largest of, for the output side."""
+        return 2 if self.out_on_rows else 1
+
+    def outputs(self, dtype: DTypeLike) -> Array:
+        """Zeros to reduce into: ``shape`` without its reduced axis."""
+        blocks, rows, inner = self.shape
+        return np.zeros((blocks, rows if self.out_on_rows else inner), dtype=dtype)
+
+    def per_channel(self, outputs: Array) -> Array:
+        """What was reduced, as ``(batches, M, taps or 1)``."""
+        taps = 1 if self.out_on_rows else self.taps
+        return outputs.reshape(self.batches, -1, taps)
+
+    def slabs(self) -> Iterator[tuple[slice, slice]]:
+        """Blocks and rows to compute at a time: many small blocks, or some rows of a large one."""
+        blocks, rows, inner = self.shape
+        some_blocks = max(1, _SLAB // max(1, rows * inner))
+        some_rows = max(1, _SLAB // max(1, inner))
+        for block in range(0, blocks, some_blocks):
+            for row in range(0, rows, some_rows):
+                yield slice(block, block + some_blocks), slice(row, row + some_rows)
+
+    def wide_slabs(self, weight: Array) -> Iterator[tuple[tuple[slice, slice], F64]]:
+        """The slabs of ``weight`` in float64, one after the other in the same memory."""
+        view = weight.reshape(self.shape)
+        memory = np.empty(min(weight.size, max(_SLAB, self.shape[2])))
+        for place in self.slabs():
+            slab = view[place]
+            wide = memory[: slab.size].reshape(slab.shape)
+            wide[...] = slab
+            yield place, wide
 
 
 def _beside(shape: tuple[int, ...], layout: Layout, axis: int, values: F64) -> F64:
     """Per-channel ``values`` of the side on ``axis``, shaped to broadcast against the weight."""
-    values = np.broadcast_to(values, (_counted(shape, layout, axis),))
     along = [1] * len(shape)
     along[axis] = shape[axis]
     if layout.groups == 1 or axis == 0:
-        return values.reshape(along)
+        return np.broadcast_to(values, (shape[axis],)).reshape(along)
     along[0] = shape[0]  # each row of axis 0 meets the channels of its own group
-    rows = np.repeat(values.reshape(layout.groups, shape[1]), shape[0] // layout.groups, axis=0)
-    return rows.reshape(along)
+    values = np.broadcast_to(values, (layout.groups * shape[1],)).reshape(layout.groups, -1)
+    return np.repeat(values, shape[0] // layout.groups, axis=0).reshape(along)
+
+
+def scale_factors(
+    shape: tuple[int, ...],
+    layout: Layout,
+    *,
+    output_scale: F64 | None = None,
+    input_scale: F64 | None = None,
+) -> list[F64]:
+    """What a weight of ``shape`` is multiplied by, shaped to broadcast against it.
+
+    Args:
+        shape: The weight's shape.
+        layout: Where its channels are.
+        output_scale: Shape (M,) or (1,), float64.
+        input_scale: Shape (C,) or (1,), float64.
+    """
+    sides = ((layout.out_axis, output_scale), (layout.in_axis, input_scale))
+    return [_beside(shape, layout, axis, scale) for axis, scale in sides if scale is not None]
+
+
+def scale_rows(
+    block: Array, factors: list[F64], start: int, rows: int, into: Array | None = None
+) -> Array:
+    """Rows ``start`` and following of a weight, multiplied by ``factors`` and cast once.
+
+    Args:
+        block: These rows, of any float type; not changed.
+        factors: Of the whole weight, from `scale_factors`.
+        start: The index of the first row of ``block`` in the weight.
+        rows: How many rows the whole weight has.
+        into: Where to put the result; a new array by default.
+
+    Returns:
+        A C-contiguous array of the block's type and shape, correctly rounded.
+    """
+    result = np.empty(block.shape, dtype=block.dtype) if into is None else into
+    step = max(1, _SLAB * block.shape[0] // max(1, block.size))
+    memory = np.empty((min(step, block.shape[0]), *block.shape[1:]))
+    for at in range(0, block.shape[0], step):
+        wide = memory[: min(step, block.shape[0] - at)]
+        np.copyto(wide, block[at : at + step])
+        for factor in factors:
+            first = start + at
+            part = factor if factor.shape[0] != rows else factor[first : first + wide.shape[0]]
+            np.multiply(wide, part, out=wide)
+        round_into(result[at : at + step], wide)
+    return result
 
 
 def fold_weight(
@@ -195,23 +346,10 @@ def fold_weight(
     Returns:
         A new C-contiguous array of the weight's type and shape, correctly rounded.
     """
-    scales = []
-    for axis, scale in ((layout.out_axis, output_scale), (layout.in_axis, input_scale)):
-        if scale is not None:
-            scales.append(_beside(weight.shape, layout, axis, scale))
-    result = np.empty(weight.shape, dtype=weight.dtype)
-    if not scales:
-        result[...] = weight
-        return result
-    inner = max(1, weight.size // max(1, weight.shape[0]))
-    step = max(1, _SLAB // inner)
-    for start in range(0, weight.shape[0], step):
-        rows = slice(start, start + step)
-        wide = weight[rows].astype(np.float64)
-        for scale in scales:
-            wide *= scale[rows] if scale.shape[0] == weight.shape[0] else scale
-        result[rows] = cast_once(wide, weight.dtype)
-    return result
+    factors = scale_factors(
+        weight.shape, layout, output_scale=output_scale, input_scale=input_scale
+    )
+    return scale_rows(weight, factors, 0, weight.shape[0])
 
 
 def shift_through(weight: Array, layout: Layout, shift: F64) -> F64:
@@ -227,51 +365,102 @@ def shift_through(weight: Array, layout: Layout, shift: F64) -> F64:
         the kernel of ``weight * shift``.
 
     Raises:
-        ValueError: The weight has leading batch axes of a size other than 1: each batch would
-            have a shift of its own.
+        ValueError: The weight has leading batch axes, and the batches would have different
+            shifts; or the shift has not C values, or the weight not the layout.
     """
-    if layout.out_axis < 0:
-        if any(size != 1 for size in weight.shape[:-2]):
-            raise ValueError(f"a weight of shape {weight.shape} has no one shift for all batches")
-        weight = weight.reshape(weight.shape[-2:])
-    beside = _beside(weight.shape, layout, layout.in_axis, shift)
-    product = weight.astype(np.float64) * beside
-    if layout.groups > 1 and layout.out_axis == 1:
-        shape = (layout.groups, weight.shape[0] // layout.groups, weight.shape[1], -1)
-        return product.reshape(shape).sum(axis=(1, 3)).ravel()
-    others = tuple(a for a in range(weight.ndim) if a != layout.out_axis % weight.ndim)
-    result: F64 = product.sum(axis=others)
-    return result
+    blocks = _Blocks.of(weight.shape, layout)
+    along = blocks.spread(shift, on_rows=not blocks.out_on_rows)
+    total = blocks.outputs(np.float64)
+    with np.errstate(all="ignore"):
+        for place, wide in blocks.wide_slabs(weight):
+            wide *= along[place]
+            total[place if blocks.out_on_rows else place[0]] += wide.sum(axis=blocks.reduced)
+        first, *others = blocks.per_channel(total).sum(axis=2)
+    if not all(np.array_equal(first, other, equal_nan=True) for other in others):
+        raise ValueError(f"a weight of shape {weight.shape} has no one shift for all batches")
+    return np.asarray(first, dtype=np.float64)
 
 
 @dataclass(frozen=True, slots=True)
 class RangeFault:
-    """Output channel ``channel`` leaves the range of its type: it "overflows" or "underflows"."""
+    """Output channel ``channel`` leaves the range of its type.
+
+    ``what`` is "overflows", "underflows", or, of NaN, "is not finite".
+    """
 
     channel: int
     what: str
 
 
-def _largest(weight: Array, layout: Layout) -> F64:
-    """The largest magnitude of each output channel, (M,); NaN where there is one."""
+class RangeGuard:
+    """Watches a weight being folded, block by block, for channels that leave their type's range.
+
+    A channel overflows when it holds a value that is not finite and held none before. It
+    underflows when its largest magnitude was a normal number before and is not one after: then
+    its weights have lost digits that they had.
+
+    Args:
+        shape: The shape of the whole weight.
+        layout: Where its channels are.
+    """
+
+    def __init__(self, shape: tuple[int, ...], layout: Layout, dtype: DTypeLike) -> None:
+        self._rows = shape[0]
+        self._axis = layout.out_axis % len(shape)
+        self._grouped = layout.groups if self._axis == 1 else 1
+        size = (self._grouped, out_channels(shape, layout) // self._grouped)
+        self._was, self._now = np.zeros(size), np.zeros(size)
+        self._least = _smallest_normal(dtype)
+
+    def see(self, start: int, before: Array, after: Array) -> None:
+        """Rows ``start`` and following, as they were and as they are."""
+        now = self._note(self._now, start, after)
+        # Only a channel that is suspicious in every block where it counts can be at fault, so
+        # that the weight as it was is looked at where the folded one is suspicious.
+        if not (np.isfinite(now) & (now >= self._least)).all():
+            self._note(self._was, start, before)
+
+    def _note(self, largest: F64, start: int, block: Array) -> F64:
+        """Enter the largest magnitudes of ``block``; also returned."""
+        if self._axis == 0:
+            found = _magnitude(block.reshape(block.shape[0], -1), (1,))
+            largest[0, start : start + block.shape[0]] = found
+        elif self._grouped == 1:
+            others = tuple(axis for axis in range(block.ndim) if axis != self._axis)
+            found = _magnitude(block, others)
+            np.maximum(largest[0], found, out=largest[0])
+        else:
+            group = np.arange(start, start + block.shape[0]) * self._grouped // self._rows
+            found = _magnitude(block.reshape(*block.shape[:2], -1), (2,))
+            np.maximum.at(largest, group, found)
+        return found
+
+    def fault(self, zeroed: NDArray[np.bool_] | None = None) -> RangeFault | None:
+        """The first channel that left the range, if any.
+
+        Args:
+            zeroed: Shape (M,): channels that a scale of 0 empties on purpose.
+        """
+        was, now = self._was.ravel(), self._now.ravel()
+        over = np.isfinite(was) & ~np.isfinite(now)
+        if over.any():
+            return RangeFault(int(np.argmax(over)), "overflows")
+        under = (was >= self._least) & (now < self._least)
+        if zeroed is not None:
+            under &= ~zeroed
+        return RangeFault(int(np.argmax(under)), "underflows") if under.any() else None
+
+
+def _magnitude(block: Array, axes: tuple[int, ...]) -> F64:
+    """The largest magnitude over ``axes``; NaN where there is one."""
     with np.errstate(invalid="ignore"):
-        if layout.groups > 1 and layout.out_axis == 1:
-            shape = (layout.groups, weight.shape[0] // layout.groups, weight.shape[1], -1)
-            grouped = weight.reshape(shape)
-            return _magnitude(grouped, (1, 3)).ravel()
-        others = tuple(a for a in range(weight.ndim) if a != layout.out_axis % weight.ndim)
-        return _magnitude(weight, others)
-
-
-def _magnitude(weight: Array, axes: tuple[int, ...]) -> F64:
-    high = np.max(weight, axis=axes, initial=0).astype(np.float64)
-    low = np.min(weight, axis=axes, initial=0).astype(np.float64)
+        high = np.max(block, axis=axes, initial=0).astype(np.float64)
+        low = np.min(block, axis=axes, initial=0).astype(np.float64)
     result: F64 = np.maximum(high, -low)
     return result
 
 
 def _smallest_normal(dtype: DTypeLike) -> float:
-    import ml_dtypes
 
     return float(ml_dtypes.finfo(dtype).smallest_normal)  # type: ignore[no-untyped-call]
 
@@ -279,33 +468,28 @@ def _smallest_normal(dtype: DTypeLike) -> float:
 def range_fault(
     before: Array, after: Array, layout: Layout, *, zeroed: NDArray[np.bool_] | None = None
 ) -> RangeFault | None:
-    """Whether folding took a channel of the weight out of the range of its type.
+    """`RangeGuard` on a whole weight at once."""
+    guard = RangeGuard(before.shape, layout, after.dtype)
+    guard.see(0, before, after)
+    return guard.fault(zeroed)
 
-    A channel overflows when it holds a value that is not finite and held none before. It
-    underflows when its largest magnitude was a normal number before and is not one after: then
-    its weights have lost digits that they had.
+
+def vector_fault(before: Array | None, after: Array) -> RangeFault | None:
+    """Whether folding took a bias out of the range of its type.
+
+    A bias that becomes small is no fault: what matters is its size beside the sum it joins.
 
     Args:
-        before: The weight as it was.
-        after: The folded weight, in its stored type.
-        layout: Where the channels are.
-        zeroed: Shape (M,): channels that a scale of 0 empties on purpose.
+        before: The values as they were, or in float64 before the cast; None when there were none.
+        after: The values in their stored type, of the same shape; channels on the last axis.
     """
-    was, now = _largest(before, layout), _largest(after, layout)
-    over = np.isfinite(was) & ~np.isfinite(now)
-    if over.any():
-        return RangeFault(int(np.argmax(over)), "overflows")
-    least = _smallest_normal(after.dtype)
-    under = (was >= least) & (now < least)
-    if zeroed is not None:
-        under &= ~zeroed
-    return RangeFault(int(np.argmax(under)), "underflows") if under.any() else None
-
-
-def vector_fault(wide: F64, stored: Array) -> RangeFault | None:
-    """Whether casting ``wide`` to ``stored`` made a finite value infinite; channels come last."""
-    over = np.isfinite(wide) & ~np.isfinite(stored.astype(np.float64))
-    if not over.any():
+    stored = np.atleast_1d(after).astype(np.float64)
+    bad = ~np.isfinite(stored)
+    if before is not None:
+        bad &= np.isfinite(before.astype(np.float64))
+    if not bad.any():
         return None
-    channel = int(np.flatnonzero(over.reshape(-1, over.shape[-1] if over.ndim else 1).any(0))[0])
-    return RangeFault(channel, "overflows")
+    places = np.argwhere(bad)
+    first = places[np.argmin(places[:, -1])]
+    what = "is not finite" if np.isnan(stored[tuple(first)]) else "overflows"
+    return RangeFault(int(first[-1]), what)

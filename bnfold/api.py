@@ -21,7 +21,7 @@ from bnfold.onnx_commit import commit
 from bnfold.onnx_fold import FoldRefusedError
 from bnfold.onnx_model import Options, fold_model, plan_model, refusals, size_of
 from bnfold.onnx_read import ModelFile, read_model
-from bnfold.onnx_shapes import infer_shapes
+from bnfold.onnx_shapes import copy_of, infer_shapes
 from bnfold.onnx_write import write_model
 from bnfold.planning import Kept
 from bnfold.report.model import Report
@@ -84,7 +84,7 @@ def fold(
     options = Options(level, trust_initializers)
     source, given, inferred = _given(model)
     if isinstance(model, ir.Model):
-        given = model.clone()
+        given = copy_of(model)
     planned, _ = fold_model(given, inferred, options)
     report = planned.report(source, size_of(given))
     return FoldResult(ir.to_proto(given) if isinstance(model, onnx.ModelProto) else given, report)
@@ -162,6 +162,9 @@ def optimize(
             return OptimizeResult(_named(report, source), None, str(target))
         with _beside(target) as unchecked:
             report, refused = _fold_file(start, unchecked, options, tell)
+            if not report.folded and start == source:
+                _publish(unchecked, target)  # the same graph again: there is nothing to check
+                return OptimizeResult(report, None, str(target))
             expected = _expected_weights(start, options, refused)
             verdict = _check(source, unchecked, providers, inputs, samples, seed, expected, tell)
             if verdict.exit_code == 0:
@@ -332,5 +335,13 @@ def _check(
 ) -> CheckResult:  # fmt: skip
     from bnfold.verify.check import check as run
 
-    return run(reference, candidate, providers=tuple(providers), inputs=inputs, samples=samples,
-               seed=seed, expected_weights=expected, on_progress=tell)  # fmt: skip
+    return run(
+        reference,
+        candidate,
+        providers=tuple(providers),
+        inputs=inputs,
+        samples=samples,
+        seed=seed,
+        expected_weights=expected,
+        on_progress=tell,
+    )

@@ -17,7 +17,13 @@ from bnfold.onnx_constants import Array
 from bnfold.onnx_describe import ConstantSite, Described
 from bnfold.onnx_edit import Editor
 from bnfold.onnx_evaluate import UncomputableError
-from bnfold.onnx_fold import FoldRefusedError, folded_bias, folded_weight, weight_changes
+from bnfold.onnx_fold import (
+    FoldedTensor,
+    FoldedWeight,
+    FoldRefusedError,
+    folded_bias,
+    weight_changes,
+)
 from bnfold.onnx_linear import LinearSite, Slot
 from bnfold.onnx_steps import StepSite
 from bnfold.planning import Absorption, How, Plan, Reason, Stored
@@ -107,19 +113,13 @@ def _weight_tensor(
     assert value is not None
     shape, dtype = facts.constants.shape(value), facts.constants.dtype(value)
     assert dtype is not None
-    # Everything is bound here: when the lazy tensor is read, the graph is another one.
-    read, layout = facts.constants.reader(value), site.layout
-
-    def compute() -> ir.TensorProtocol:
-        try:
-            before = read()
-        except UncomputableError as error:
-            raise FoldRefusedError(index, Reason.WEIGHT_NOT_CONSTANT, str(error)) from error
-        return ir.Tensor(folded_weight(before, dtype, index, layout, taken), dtype=dtype)
-
-    if not lazy or int(np.prod(shape)) * dtype.itemsize < _LAZY_BYTES:
-        return compute()
-    return ir.LazyTensor(compute, dtype=dtype, shape=ir.Shape(shape), name=value.name)
+    # Everything is bound here: when the weight is computed, the graph is another one.
+    stored = facts.constants.stored(value)
+    source = facts.constants.reader(value) if stored is None else stored
+    weight = FoldedWeight(source, shape, dtype, index, site.layout, taken)
+    if lazy and int(np.prod(shape)) * dtype.itemsize >= _LAZY_BYTES:
+        return FoldedTensor(weight, dtype, shape, value.name)
+    return ir.Tensor(weight.array(), dtype=dtype)
 
 
 def _set_bias(

@@ -6,6 +6,10 @@ bias     c' = a_out (beta c + alpha W b_in) + b_out in the type of c, or of W wh
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from math import prod
+from typing import BinaryIO
+
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -13,19 +17,22 @@ from numpy.typing import NDArray
 from bnfold.affine import (
     F64,
     Layout,
+    RangeGuard,
     cast_once,
-    fold_weight,
     in_channels,
     out_channels,
-    range_fault,
+    scale_factors,
+    scale_rows,
     shift_through,
     vector_fault,
 )
-from bnfold.onnx_constants import Array
+from bnfold.onnx_constants import Array, rows_of_file
 from bnfold.onnx_evaluate import UncomputableError
 from bnfold.onnx_facts import Facts, input_at
 from bnfold.onnx_linear import LinearSite
 from bnfold.planning import Absorption, Reason
+
+_BLOCK_BYTES = 1 << 19  # of a weight, read and folded at a time
 
 
 class FoldRefusedError(Exception):
@@ -48,30 +55,110 @@ def weight_changes(taken: Absorption) -> bool:
     return not all(m is None or m.is_shifting for m in (taken.input, taken.output))
 
 
-def folded_weight(
-    before: Array, dtype: ir.DataType, index: int, layout: Layout, taken: Absorption
-) -> Array:
-    """The weight of linear operator ``index`` after the fold, in the type it is stored in.
+class FoldedWeight:
+    """The weight of linear operator ``index`` after the fold, computed when it is asked for.
 
-    Raises:
-        FoldRefusedError: It does not fit its type.
+    Args:
+        source: The weight as it is stored, or how to compute it.
+        shape: Its shape.
+        dtype: The type it is stored in.
+        index: The index of the operator in the channel graph.
+        layout: Where its channels are.
+        taken: What the operator takes over.
     """
-    a_out = None if taken.output is None else taken.output.scale
-    a_in = None if taken.input is None else taken.input.scale
-    after = fold_weight(before, layout, output_scale=a_out, input_scale=a_in)
-    if after.dtype != dtype.numpy():
-        after = cast_once(after.astype(np.float64), dtype.numpy())
-    fault = range_fault(before, after, layout, zeroed=_zeroed(before, layout, a_out, a_in))
-    if fault is not None:
-        raise FoldRefusedError(index, Reason.RANGE, f"{fault.what} on channel {fault.channel}")
-    return after
+
+    def __init__(
+        self,
+        source: ir.TensorProtocol | Callable[[], Array],
+        shape: tuple[int, ...],
+        dtype: ir.DataType,
+        index: int,
+        layout: Layout,
+        taken: Absorption,
+    ) -> None:
+        self._source, self._shape, self._dtype, self._index = source, shape, dtype, index
+        self._layout = layout
+        self._scales = (
+            None if taken.output is None else taken.output.scale,
+            None if taken.input is None else taken.input.scale,
+        )
+
+    def blocks(self) -> Iterator[Array]:
+        """The folded rows, some at a time, in the stored type; valid until the next are asked for.
+
+        Raises:
+            FoldRefusedError: The source can't be computed, or, at the end, it did not fit its type.
+        """
+        a_out, a_in = self._scales
+        factors = scale_factors(self._shape, self._layout, output_scale=a_out, input_scale=a_in)
+        guard = RangeGuard(self._shape, self._layout, self._dtype.numpy())
+        start, memory = 0, None
+        for before in self._rows():
+            if memory is None:
+                memory = np.empty(before.shape, dtype=before.dtype)
+            into = memory[: before.shape[0]]
+            after = scale_rows(before, factors, start, self._shape[0], into)
+            if after.dtype != self._dtype.numpy():
+                after = cast_once(after, self._dtype.numpy())
+            guard.see(start, before, after)
+            start += before.shape[0]
+            yield after
+        zeroed = _zeroed(self._shape, self._layout, a_out, a_in)
+        fault = guard.fault(zeroed)
+        if fault is not None:
+            detail = f"{fault.what} on channel {fault.channel}"
+            raise FoldRefusedError(self._index, Reason.RANGE, detail)
+
+    def _rows(self) -> Iterator[Array]:
+        count = max(1, _BLOCK_BYTES * self._shape[0] // max(1, prod(self._shape) * 4))
+        if isinstance(self._source, ir.ExternalTensor):
+            yield from rows_of_file(self._source, count)
+            return
+        try:
+            whole = self._source() if callable(self._source) else self._source.numpy()
+        except UncomputableError as error:
+            raise FoldRefusedError(self._index, Reason.WEIGHT_NOT_CONSTANT, str(error)) from error
+        for start in range(0, self._shape[0], count):
+            yield whole[start : start + count]
+
+    def array(self) -> Array:
+        """The whole folded weight.
+
+        Raises:
+            FoldRefusedError: As `blocks`.
+        """
+        result = np.empty(self._shape, dtype=self._dtype.numpy())
+        start = 0
+        for block in self.blocks():
+            result[start : start + block.shape[0]] = block
+            start += block.shape[0]
+        return result
+
+
+class FoldedTensor(ir.LazyTensor):
+    """A folded weight as a tensor that is computed while it is written."""
+
+    def __init__(
+        self, weight: FoldedWeight, dtype: ir.DataType, shape: tuple[int, ...], name: str | None
+    ) -> None:
+        def compute() -> ir.TensorProtocol:
+            return ir.Tensor(weight.array(), dtype=dtype)
+
+        super().__init__(compute, dtype=dtype, shape=ir.Shape(shape), name=name)
+        self._weight = weight
+
+    def tofile(self, file: BinaryIO) -> None:
+        """Write the tensor's bytes, little-endian, holding a few rows of it at a time."""
+        for block in self._weight.blocks():
+            little = block.astype(block.dtype.newbyteorder("<"), copy=False)
+            file.write(np.ascontiguousarray(little).view(np.uint8).data)
 
 
 def _zeroed(
-    before: Array, layout: Layout, a_out: F64 | None, a_in: F64 | None
+    shape: tuple[int, ...], layout: Layout, a_out: F64 | None, a_in: F64 | None
 ) -> NDArray[np.bool_] | None:
     """The output channels that a scale of zero empties on purpose."""
-    channels = out_channels(before.shape, layout)
+    channels = out_channels(shape, layout)
     zeroed = np.zeros(channels, dtype=bool)
     if a_out is not None:
         zeroed |= a_out == 0

@@ -172,10 +172,8 @@ def _place(model: ir.Model, path: Path) -> None:
                 tensor.base_dir = path.absolute().parent
         for node in graph:
             for attribute in node.attributes.values():
-                if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
-                    tensor = attribute.as_tensor()
-                    if isinstance(tensor, ir.ExternalTensor):
-                        tensor.base_dir = path.absolute().parent
+                if isinstance(attribute.value, ir.ExternalTensor):
+                    attribute.value.base_dir = path.absolute().parent
 
 
 # ---- external data ----

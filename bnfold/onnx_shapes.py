@@ -17,7 +17,22 @@ def infer_shapes(model: ir.Model) -> Inferred:
     Args:
         model: It is not changed; its weights are not read.
     """
-    small = model.clone()
+    try:
+        return shapes_in(_inferred(copy_of(model)).graph)
+    except Exception:  # it is a help, not a condition: what it can't infer counts as unknown
+        return {}
+
+
+def copy_of(model: ir.Model) -> ir.Model:
+    """A copy of ``model`` that shares its tensors, unless its nodes are not sorted."""
+    try:
+        return model.clone()
+    except (ValueError, RuntimeError):
+        return ir.from_proto(ir.to_proto(model))
+
+
+def _inferred(small: ir.Model) -> onnx.ModelProto:
+    """Shape inference on ``small``, which loses its weights by it."""
     graph = small.graph
     for name, value in list(graph.initializers.items()):
         if value.const_value is None or value.const_value.nbytes < _SMALL_BYTES:
@@ -26,11 +41,7 @@ def infer_shapes(model: ir.Model) -> Inferred:
         del graph.initializers[name]
         if not value.is_graph_input():
             graph.inputs.append(value)
-    try:
-        inferred = onnx.shape_inference.infer_shapes(_proto(small), data_prop=True)
-    except Exception:  # it is a help, not a condition: what it can't infer counts as unknown
-        return {}
-    return shapes_in(inferred.graph)
+    return onnx.shape_inference.infer_shapes(_proto(small), data_prop=True)
 
 
 def _typed(tensor: ir.TensorProtocol) -> tuple[ir.Shape, ir.TensorType]:

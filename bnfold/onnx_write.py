@@ -1,8 +1,8 @@
 """Writing an ONNX file at once or not at all, one weight at a time.
 
-Untouched weights are copied from file to file by the kernel; folded ones are computed in a second
-thread while the one before is written. What is held in memory is the small rest of the model and
-the few weights in flight.
+The small rest of the model is written first, with gaps for the weights; then two threads fill the
+gaps. Untouched weights are copied from file to file by the kernel, folded ones computed some rows
+at a time, so that what is held in memory does not depend on the size of the weights.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ import errno
 import os
 import shutil
 import tempfile
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import onnx
 import onnx_ir as ir
 
 from bnfold import protobuf_wire as wire
 from bnfold.errors import UsageError, WriteError
+from bnfold.onnx_fold import FoldedTensor
 from bnfold.onnx_read import LARGE_BYTES, ModelFile
 
 Wrote = Callable[[int, int], None]
 
 _PLACEHOLDER = "bnfold:placeholder"
-_IN_FLIGHT_BYTES = 128 << 20
+_THREADS = 2
 _ALIGNED_BYTES = 1 << 20  # a tensor from this size on starts on a page, so that it can be mapped
 _PAGE = 4096
 _PROTO_LIMIT = (1 << 31) - (1 << 20)
@@ -64,12 +64,12 @@ def write_model(
     skeleton, tensors = _placeholders(model, large)
     external = external or len(skeleton) + total >= _PROTO_LIMIT
     with _atomic(path, data, len(skeleton) + total) as (model_file, data_file):
-        stream = _Stream(tensors, total, on_progress)
         if external:
-            located = _write_data(stream, data_file, tensors)
-            _write_located(skeleton, model_file, located, data.name)
+            places = _lay_out_data(tensors)
+            _write_located(skeleton, model_file, places, data.name)
+            _fill(data_file, places, on_progress)
         else:
-            _write_inline(stream, skeleton, model_file, tensors)
+            _fill(model_file, _write_rest(skeleton, model_file, tensors), on_progress)
 
 
 def _refuse_source(path: Path, data: Path, source: ModelFile | None) -> None:
@@ -119,103 +119,44 @@ def _number(tensor: onnx.TensorProto) -> int | None:
     return int(entries["offset"]) if entries.get("location") == _PLACEHOLDER else None
 
 
-# ---- weights, one at a time ----
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a tensor's bytes go."""
+
+    offset: int
+    tensor: ir.TensorProtocol
 
 
-class _Stream:
-    """Writes tensors in the order in which they are asked for, computing ahead."""
-
-    def __init__(
-        self, tensors: Sequence[ir.TensorProtocol], total: int, on_progress: Wrote | None
-    ) -> None:
-        self._tensors, self._total, self._tell = tensors, total, on_progress
-        self._done = 0
-        self._ahead: deque[tuple[int, Future[ir.TensorProtocol]]] = deque()
-        self._next = 0
-        self._flying = 0
-
-    @contextmanager
-    def computing(self) -> Iterator[None]:
-        """While this lasts, a second thread computes lazy tensors before they are asked for."""
-        with ThreadPoolExecutor(1, thread_name_prefix="bnfold-fold") as self._pool:
-            try:
-                yield
-            finally:
-                for _, future in self._ahead:
-                    future.cancel()
-
-    def write(self, number: int, file: BinaryIO) -> None:
-        """Write tensor ``number``; numbers have to come in ascending order."""
-        self._look_ahead(number)
-        tensor = self._tensors[number]
-        size = int(tensor.nbytes)
-        if self._ahead and self._ahead[0][0] == number:
-            tensor = self._ahead.popleft()[1].result()
-            self._flying -= size
-        _to_file(tensor, file)
-        self._done += size
-        if self._tell is not None:
-            self._tell(self._done, self._total)
-
-    def _look_ahead(self, number: int) -> None:
-        self._next = max(self._next, number)
-        while self._next < len(self._tensors) and (not self._ahead or self._has_room()):
-            tensor = self._tensors[self._next]
-            if isinstance(tensor, ir.LazyTensor):
-                self._flying += int(tensor.nbytes)
-                future = self._pool.submit(_evaluated, tensor)
-                self._ahead.append((self._next, future))
-            self._next += 1
-
-    def _has_room(self) -> bool:
-        return self._flying + int(self._tensors[self._next].nbytes) <= _IN_FLIGHT_BYTES
+def _lay_out_data(tensors: Sequence[ir.TensorProtocol]) -> list[_Place]:
+    """The places of all tensors in a data file."""
+    places, at = [], 0
+    for tensor in tensors:
+        if tensor.nbytes >= _ALIGNED_BYTES:
+            at = -(-at // _PAGE) * _PAGE
+        places.append(_Place(at, tensor))
+        at += int(tensor.nbytes)
+    return places
 
 
-def _evaluated(tensor: ir.LazyTensor) -> ir.TensorProtocol:
-    return ir.Tensor(tensor.numpy(), dtype=tensor.dtype)
-
-
-def _to_file(tensor: ir.TensorProtocol, file: BinaryIO) -> None:
-    if isinstance(tensor, ir.TensorProtoTensor | ir.ExternalTensor | ir.Tensor):
-        tensor.tofile(file)
-    else:
-        file.write(tensor.tobytes())
-
-
-def _write_data(
-    stream: _Stream, path: Path, tensors: Sequence[ir.TensorProtocol]
-) -> list[tuple[int, int]]:
-    """All tensors into the data file; where each is: offset and length."""
-    located = []
-    with path.open("wb") as file, stream.computing():
-        for number, tensor in enumerate(tensors):
-            at = file.tell()
-            if tensor.nbytes >= _ALIGNED_BYTES and at % _PAGE:
-                file.write(b"\0" * (_PAGE - at % _PAGE))
-            located.append((file.tell(), int(tensor.nbytes)))
-            stream.write(number, file)
-    return located
-
-
-def _write_located(
-    skeleton: bytes, path: Path, located: Sequence[tuple[int, int]], name: str
-) -> None:
-    proto = onnx.ModelProto.FromString(skeleton)
+def _write_located(skeleton: bytes, path: Path, places: Sequence[_Place], name: str) -> None:
+    """The model with its placeholders as references into the data file ``name``."""
+    proto = onnx.ModelProto()
+    proto.ParseFromString(skeleton)
     for tensor in proto.graph.initializer:
         number = _number(tensor)
         if number is not None:
+            place = places[number]
             del tensor.external_data[:]
-            for key, value in zip(("location", "offset", "length"), (name, *located[number]),
-                                  strict=True):  # fmt: skip
+            entries = {"location": name, "offset": place.offset, "length": place.tensor.nbytes}
+            for key, value in entries.items():
                 tensor.external_data.add(key=key, value=str(value))
     path.write_bytes(proto.SerializeToString())
 
 
-def _write_inline(
-    stream: _Stream, skeleton: bytes, path: Path, tensors: Sequence[ir.TensorProtocol]
-) -> None:
-    """The skeleton with the bytes of each tensor in the place of its placeholder."""
-    with path.open("wb") as file, stream.computing():
+def _write_rest(skeleton: bytes, path: Path, tensors: Sequence[ir.TensorProtocol]) -> list[_Place]:
+    """The skeleton with a gap for each tensor in the place of its placeholder, and the gaps."""
+    places = []
+    with path.open("wb") as file:
         for field in wire.fields(skeleton, 0, len(skeleton)):
             if field.number != wire.MODEL_GRAPH:
                 file.write(skeleton[field.start : field.end])
@@ -223,10 +164,13 @@ def _write_inline(
             pieces = list(_graph_pieces(skeleton, field, tensors))
             length = sum(len(head) + size for head, size, _ in pieces)
             file.write(wire.header(wire.MODEL_GRAPH, length))
-            for head, _, number in pieces:
+            for head, size, number in pieces:
                 file.write(head)
                 if number is not None:
-                    stream.write(number, file)
+                    places.append(_Place(file.tell(), tensors[number]))
+                    file.seek(size, os.SEEK_CUR)
+        file.truncate()
+    return places
 
 
 def _graph_pieces(
@@ -238,7 +182,8 @@ def _graph_pieces(
         if field.number != wire.GRAPH_INITIALIZER:
             yield whole, 0, None
             continue
-        tensor = onnx.TensorProto.FromString(skeleton[field.value : field.end])
+        tensor = onnx.TensorProto()
+        tensor.ParseFromString(skeleton[field.value : field.end])
         number = _number(tensor)
         if number is None:
             yield whole, 0, None
@@ -248,6 +193,37 @@ def _graph_pieces(
         size = int(tensors[number].nbytes)
         inner = tensor.SerializeToString() + wire.header(wire.TENSOR_RAW_DATA, size)
         yield wire.header(wire.GRAPH_INITIALIZER, len(inner) + size) + inner, size, number
+
+
+# ---- weights ----
+
+
+def _fill(path: Path, places: Sequence[_Place], on_progress: Wrote | None) -> None:
+    """Write every tensor to its place, in two threads: one computes while the other copies."""
+    total = sum(int(place.tensor.nbytes) for place in places)
+    done = 0
+    path.touch()
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="bnfold-write") as pool:
+        tasks = {pool.submit(_write_tensor, path, place): place for place in places}
+        try:
+            for task in as_completed(tasks):
+                task.result()
+                done += int(tasks[task].tensor.nbytes)
+                if on_progress is not None:
+                    on_progress(done, total)
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _write_tensor(path: Path, place: _Place) -> None:
+    with path.open("r+b") as file:
+        file.seek(place.offset)
+        tensor = place.tensor
+        if isinstance(tensor, FoldedTensor | ir.TensorProtoTensor | ir.ExternalTensor | ir.Tensor):
+            tensor.tofile(file)
+        else:
+            file.write(tensor.tobytes())
 
 
 # ---- at once or not at all ----

@@ -32,10 +32,14 @@ def progress(wanted: bool) -> Iterator[Tell | None]:
     stage_text = TextColumn("{task.description}", markup=False)
     columns = (SpinnerColumn(), stage_text, BarColumn(bar_width=24))
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        line = bar.add_task("starting", total=None)
+        lines = {"": bar.add_task("starting", total=None)}
 
         def tell(stage: str, fraction: float | None) -> None:
-            total = None if fraction is None else 1.0
-            bar.update(line, description=stage, total=total, completed=fraction or 0.0)
+            # A line for each stage: one that was complete can't start to move again.
+            if stage not in lines:
+                bar.remove_task(lines.popitem()[1])
+                lines[stage] = bar.add_task(stage, total=None)
+            if fraction is not None:
+                bar.update(lines[stage], total=1.0, completed=fraction)
 
         yield tell

@@ -118,6 +118,7 @@ def _peak_bytes() -> int:
 
 def measure(tool: str, source: Path) -> Run:
     """One run of ``tool`` on ``source`` in a process of its own."""
+    os.sync()  # or the run before it pays for its pages with the time of this one
     with tempfile.TemporaryDirectory(prefix="bnfold-benchmark-", dir=source.parent) as folder:
         target = Path(folder) / "out.onnx"
         command = [

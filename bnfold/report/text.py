@@ -57,8 +57,9 @@ def render_check(check: CheckResult, *, color: bool = False, width: int = UNCUT)
     Arguments as for `render_report`.
     """
     verdict = _paint(check.verdict.value, _COLORS[check.verdict.value], color)
-    lines = [f"check: {verdict} ({_count(check.samples, 'sample')}, seed {check.seed})"]
-    lines += [_tier(tier, color, width) for tier in check.tiers]
+    drawn = "given" if check.seed is None else f"seed {check.seed}"
+    lines = [f"check: {verdict} ({_count(check.samples, 'sample')}, {drawn})"]
+    lines += [line for tier in check.tiers for line in _tier(tier, color, width)]
     lines += [_wrap(f"  warning: {warning}", width) for warning in check.warnings]
     return "\n".join(lines)
 
@@ -106,7 +107,7 @@ def _table(report: Report) -> list[str]:
         return []
     before, after = report.before, report.after
     rows = [("", "before", "after", "change", "")]
-    rows += [_row(name, *counts) for name, *counts in _changed_operators(before, after)]
+    rows += [_row(name, old, new) for name, old, new in _changed_operators(before, after)]
     rows += [
         _row("nodes", before.nodes, after.nodes),
         _row("parameters", before.parameters, after.parameters),
@@ -128,8 +129,14 @@ def _row(
 ) -> tuple[str, str, str, str, str]:
     delta = new - old
     sign = "+" if delta > 0 else ""
-    share = f"{100 * delta / old:+.1f} %" if old and delta else ""
-    return one_line(name), say(old), say(new), f"{sign}{say(delta)}", share
+    return one_line(name), say(old), say(new), f"{sign}{say(delta)}", _share(delta, old)
+
+
+def _share(delta: int, old: int) -> str:
+    if not (old and delta):
+        return ""
+    percent = f"{100 * delta / old:+.1f} %"
+    return "~0 %" if percent in ("+0.0 %", "-0.0 %") else percent
 
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
@@ -146,7 +153,6 @@ def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def _title(report: Report, color: bool, width: int) -> str:
-    # Painted last: the wrapping counts characters, and the escapes take no room.
     return _paint(_wrap(f"{report.source} (level {report.level})", width), _BOLD, color)
 
 
@@ -166,19 +172,35 @@ def _group(steps: Sequence[Step], color: bool, width: int) -> str:
     """The steps that stay for one reason."""
     head = _paint(f"kept for {_reason(steps[0])}: {_count(len(steps), 'step')}", _YELLOW, color)
     lines = [_wrap(f"  {_named(step)}: {step.sentence}", width) for step in steps[:LISTED]]
-    more = len(steps) - LISTED
-    return "\n".join([head, *lines, *([f"  ... and {more} more, see --report"] * (more > 0))])
+    return "\n".join([head, *lines, *_more(steps)])
 
 
 def _named(step: Step) -> str:
     return f"{step.name} ({step.op_type})"
 
 
-def _tier(tier: TierResult, color: bool, width: int) -> str:
-    verdict = tier.verdict.value
+def _tier(tier: TierResult, color: bool, width: int) -> list[str]:
+    """What the tier says, then the outputs that do not pass and are not what it speaks of."""
     place = f"tier {tier.tier}" + (f" on {tier.provider}" if tier.provider else "")
-    line = _wrap(f"  {place}: {verdict}: {tier.message}", width)
-    return line.replace(f": {verdict}: ", f": {_paint(verdict, _COLORS[verdict], color)}: ", 1)
+    lines = [_verdict(f"  {place}", tier.verdict.value, tier.message, color, width)]
+    others = [
+        _verdict("    also", output.verdict.value, output.message, color, width)
+        for output in tier.outputs
+        if output.verdict.value != "pass" and output.message != tier.message
+    ]
+    return lines + others[:LISTED] + _more(others)
+
+
+def _verdict(place: str, verdict: str, message: str, color: bool, width: int) -> str:
+    # Painted last: the wrapping counts characters, and the escapes take no room.
+    painted = _paint(verdict, _COLORS[verdict], color)
+    line = _wrap(f"{place}: {verdict}: {message}", width)
+    return line.replace(f": {verdict}: ", f": {painted}: ", 1)
+
+
+def _more(lines: Sequence[object]) -> list[str]:
+    hidden = len(lines) - LISTED
+    return [f"  ... and {hidden} more, see --report"] if hidden > 0 else []
 
 
 # ---- lines ----
