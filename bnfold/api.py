@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +15,13 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from bnfold.errors import UsageError, WriteError
+from bnfold.errors import UsageError
 from bnfold.onnx_commit import commit
 from bnfold.onnx_fold import FoldRefusedError
 from bnfold.onnx_model import Options, fold_model, plan_model, refusals, size_of
 from bnfold.onnx_read import ModelFile, read_model
 from bnfold.onnx_shapes import copy_of, infer_shapes
-from bnfold.onnx_write import write_model
+from bnfold.onnx_write import Staging, write_model
 from bnfold.planning import Kept
 from bnfold.report.model import Report
 
@@ -160,15 +159,17 @@ def optimize(
         if not check:
             report, _ = _fold_file(start, target, options, tell)
             return OptimizeResult(_named(report, source), None, str(target))
-        with _beside(target) as unchecked:
-            report, refused = _fold_file(start, unchecked, options, tell)
-            if not report.folded and start == source:
-                _publish(unchecked, target)  # the same graph again: there is nothing to check
-                return OptimizeResult(report, None, str(target))
-            expected = _expected_weights(start, options, refused)
-            verdict = _check(source, unchecked, providers, inputs, samples, seed, expected, tell)
-            if verdict.exit_code == 0:
-                _publish(unchecked, target)
+        with Staging(target) as staging:
+            report, refused = _fold_file(start, staging.model, options, tell)
+            verdict = None
+            if report.folded or simplify:  # else it is the same graph again, with nothing to check
+                expected = _expected_weights(start, options, refused)
+                verdict = _check(
+                    source, staging.model, providers, inputs, samples, seed, expected, tell
+                )
+                verdict = replace(verdict, reference=str(source), candidate=str(target))
+            if verdict is None or verdict.exit_code == 0:
+                staging.publish()
     return OptimizeResult(_named(report, source), verdict, str(target))
 
 
@@ -269,34 +270,6 @@ def _refuse_same_file(source: Path, target: Path) -> None:
     if target.exists() and source.exists() and source.samefile(target):
         todo = "choose another output; the input is never changed"
         raise UsageError("the output is the input", file=str(target), todo=todo)
-
-
-@contextmanager
-def _beside(target: Path) -> Iterator[Path]:
-    """A path of the same name in a folder beside ``target`` that is gone afterwards."""
-    try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        met = f"it can't be written: {error.strerror or error}"
-        raise WriteError(
-            met, file=str(target), todo="choose a folder that you can write to"
-        ) from error
-    try:
-        yield folder / target.name
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _publish(checked: Path, target: Path) -> None:
-    """Move the model and its data to their place, the model last."""
-    data = checked.with_name(f"{checked.name}.data")
-    try:
-        if data.exists():
-            data.replace(target.with_name(data.name))
-        checked.replace(target)
-    except OSError as error:
-        met = f"it can't be written: {error.strerror or error}"
-        raise WriteError(met, file=str(target), todo="choose another output") from error
 
 
 @contextmanager

@@ -5,28 +5,24 @@ Nothing heavy is imported before a command runs, so that ``bnfold --help`` does 
 
 from __future__ import annotations
 
-import os
-import shutil
-import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from bnfold import __version__
-from bnfold.errors import BnfoldError, UsageError, WriteError
-from bnfold.progress import is_terminal, progress
-from bnfold.report.text import (
-    UNCUT,
-    one_line,
-    render_check,
-    render_explain,
-    render_outcome,
-    render_report,
+from bnfold.cli_output import (
+    Screen,
+    abandon_stdout,
+    refuse_overwriting,
+    show_result,
+    write_report,
 )
+from bnfold.errors import BnfoldError, UsageError
+from bnfold.progress import progress
+from bnfold.report.text import one_line, render_check, render_explain
 
 if TYPE_CHECKING:
     from bnfold.report.model import Report
@@ -49,7 +45,7 @@ class _Guarded(click.Group):
         except KeyboardInterrupt:
             _stop(ctx, "interrupted", INTERRUPTED)
         except BrokenPipeError:
-            _abandon_stdout()
+            abandon_stdout()
             ctx.exit(BROKEN_PIPE)
         except BnfoldError as error:
             _stop(ctx, f"error: {error}", error.exit_code)
@@ -64,12 +60,6 @@ def _stop(ctx: click.Context, message: str, exit_code: int) -> NoReturn:
         traceback.print_exc()
     click.echo(one_line(f"bnfold: {message}"), err=True)
     ctx.exit(exit_code)
-
-
-def _abandon_stdout() -> None:
-    """What is left in the buffer goes nowhere, or Python complains of it when it exits."""
-    if sys.stdout is sys.__stdout__ and sys.stdout is not None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 # ---- options ----
@@ -87,6 +77,10 @@ _debug = click.option(
 _level = click.option(
     "--level", type=click.Choice(["local"]), default="local", show_default=True,
     help="How far folds may reach: local stays with direct neighbours.",
+)  # fmt: skip
+_trust = click.option(
+    "--trust-initializers", is_flag=True,
+    help="Take initializers that are also graph inputs as constants.",
 )  # fmt: skip
 _report = click.option(
     "--report", metavar="FILE|-",
@@ -150,11 +144,7 @@ def main() -> None:
 @_checking
 @_level
 @click.option("--simplify", is_flag=True, help="Run onnxsim first (pip install bnfold[simplify]).")
-@click.option(
-    "--trust-initializers",
-    is_flag=True,
-    help="Take initializers that are also graph inputs as constants.",
-)
+@_trust
 @_report
 @_fail_on_kept
 @click.option("--quiet", is_flag=True, help="Print errors only.")
@@ -169,21 +159,15 @@ def optimize(
     """
     target = output or str(Path(model).parent / f"{Path(model).stem}.folded.onnx")
     codes = _codes(fail_on_kept)
-    _refuse_overwriting(report, model, target)
+    refuse_overwriting(report, model, target)
     from bnfold import api
 
     with progress(not quiet) as tell:
         result = api.optimize(model, target, check=not no_check, on_progress=tell, **options)
     if not quiet:
-        screen = _Screen.beside(report)
-        screen.show(render_report(result.report, color=screen.color, width=screen.width) + "\n")
-        if result.check:
-            screen.show(render_check(result.check, color=screen.color, width=screen.width))
-        screen.show(
-            render_outcome(target, checked=result.check is not None, written=result.written)
-        )
+        show_result(result, target, Screen.beside(report))
     found = {"report": result.report, "check": result.check}
-    _write_report(report, target=target if result.written else None, **found)
+    write_report(report, target=target if result.written else None, **found)
     if result.check:
         result.check.raise_for_status()
     _fail_if_kept(result.report, codes)
@@ -192,26 +176,27 @@ def optimize(
 @main.command(short_help="Say of each affine step whether it folds.")
 @click.argument("model")
 @_level
+@_trust
 @click.option("--json", "as_json", is_flag=True, help="The same as --report -.")
 @_report
 @_fail_on_kept
 @_debug
 def explain(
-    model: str, level: str, as_json: bool, report: str | None, fail_on_kept: str
+    model: str, as_json: bool, report: str | None, fail_on_kept: str, **options: Any
 ) -> None:  # fmt: skip
     """Say of every affine step of MODEL whether it folds, into what, or why not."""
     if as_json and report not in (None, "-"):
         raise UsageError("--json and --report FILE exclude each other")
     report = "-" if as_json else report
     codes = _codes(fail_on_kept)
-    _refuse_overwriting(report, model)
+    refuse_overwriting(report, model)
     from bnfold import api
 
-    found = api.explain(model, level=level)
+    found = api.explain(model, **options)
     if report != "-":
-        screen = _Screen.beside(report)
+        screen = Screen.beside(report)
         screen.show(render_explain(found, color=screen.color, width=screen.width))
-    _write_report(report, report=found)
+    write_report(report, report=found)
     _fail_if_kept(found, codes)
 
 
@@ -223,93 +208,18 @@ def explain(
 @_debug
 def check(reference: str, candidate: str, report: str | None, **options: Any) -> None:
     """Check that CANDIDATE says the same as REFERENCE on each provider."""
-    _refuse_overwriting(report, reference, candidate)
+    refuse_overwriting(report, reference, candidate)
     from bnfold import api
 
     with progress(True) as tell:
         result = api.check(reference, candidate, on_progress=tell, **options)
-    screen = _Screen.beside(report)
+    screen = Screen.beside(report)
     screen.show(render_check(result, color=screen.color, width=screen.width))
-    _write_report(report, check=result)
+    write_report(report, check=result)
     result.raise_for_status()
 
 
-# ---- what comes out ----
-
-
-@dataclass(frozen=True, slots=True)
-class _Screen:
-    """Where text for people goes, and what it can show."""
-
-    err: bool
-    color: bool
-    width: int
-
-    @classmethod
-    def beside(cls, report: str | None) -> _Screen:
-        """Stdout, unless that carries the JSON."""
-        err = report == "-"
-        if not is_terminal(sys.stderr if err else sys.stdout):
-            return cls(err, color=False, width=UNCUT)
-        color = not os.environ.get("NO_COLOR")
-        return cls(err, color, shutil.get_terminal_size().columns)
-
-    def show(self, text: str) -> None:
-        """Print ``text`` and a line end."""
-        stream = sys.stderr if self.err else sys.stdout
-        encoding = getattr(stream, "encoding", None) or "utf-8"
-        text = text.encode(encoding, "backslashreplace").decode(encoding)
-        try:
-            click.echo(text, err=self.err, color=self.color)
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            _abandon_stdout()
-            raise _unwritable("<stdout>", error) from error
-
-
-def _write_report(path: str | None, **found: Any) -> None:
-    """Write what was found as JSON, to a file as a whole or not at all."""
-    if path is None:
-        return
-    from bnfold.report.as_json import to_json
-
-    text = to_json(**found)
-    if path == "-":
-        _Screen(err=False, color=False, width=UNCUT).show(text)
-        return
-    try:
-        _write_whole(Path(path), text + "\n")
-    except OSError as error:
-        raise _unwritable(path, error) from error
-
-
-def _write_whole(path: Path, text: str) -> None:
-    if path.exists() and not path.is_file():
-        path.write_text(text)  # a pipe or a device; replacing it would remove it
-        return
-    path = path.resolve()
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        beside.write_text(text)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def _unwritable(path: str, error: OSError) -> WriteError:
-    met = f"it can't be written: {error.strerror or error}"
-    return WriteError(met, file=path, todo="choose another place for the report")
-
-
-def _refuse_overwriting(report: str | None, *models: str) -> None:
-    """A report at the place of a model would destroy it."""
-    if report in (None, "-"):
-        return
-    for model in models:
-        if os.path.realpath(report) == os.path.realpath(model):
-            raise UsageError("the report would overwrite the model", file=report,
-                             todo="choose another file for --report")  # fmt: skip
+# ---- --fail-on-kept ----
 
 
 def _codes(text: str) -> frozenset[str]:

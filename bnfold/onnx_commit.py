@@ -93,10 +93,11 @@ def _linear(
     stem = described.facts.constants.root(root).name or site.node.name or site.node.op_type
 
     def edit() -> None:
-        if weight is not None:
-            editor.set_constant(site.node, site.weight_input, weight, site.graph, f"{stem}_folded")
         if bias is not None:
             _set_bias(described, editor, site, bias, _bias_name(stem))
+            editor.sweep()  # what computed the old bias may have read the shape of the weight
+        if weight is not None:
+            editor.set_constant(site.node, site.weight_input, weight, site.graph, f"{stem}_folded")
 
     return edit
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -94,13 +95,25 @@ class Constants:
             return
         if any(attribute.is_ref() for attribute in node.attributes.values()):
             return
-        inputs = [value for value in node.inputs if value is not None]
+        if node.op_type in ("Shape", "Size") and self._sizes(node) is not None:
+            self._root[node.outputs[0]] = node.outputs[0]  # it reads a shape, and no storage
+            return
+        inputs = [value for value in value_inputs(node) if value is not None]
         if not inputs and node.op_type != "Constant":
             return
         if all(value in self._root for value in inputs):
             roots = [self._root[value] for value in inputs]
             for output in node.outputs:
                 self._root[output] = max(roots, key=stored_bytes, default=output)
+
+    def _sizes(self, node: ir.Node) -> tuple[int, ...] | None:
+        """The sizes that a Shape or Size node gives, where they are known."""
+        value = node.inputs[0]
+        shape = None if value is None else self._static_shape(value)
+        if shape is None or node.op_type == "Size":
+            return shape if shape is None else (prod(shape),)
+        bounds = [node.attributes.get(name) for name in ("start", "end")]
+        return shape[slice(*(None if bound is None else bound.as_int() for bound in bounds))]
 
     def is_standard(self, node: ir.Node) -> bool:
         """Whether ``node`` is of ``ai.onnx``, and no function of the model redefines it."""
@@ -154,10 +167,23 @@ class Constants:
             return ir.DataType.FLOAT if filled is None else filled.as_tensor().dtype
         position = 1 if producer.op_type == "CastLike" else 0
         source = producer.inputs[position]
-        return None if source is None else self.dtype(source)
+        if source is None or source in self._root:
+            return None if source is None else self.dtype(source)
+        return self.declared_dtype(source)
+
+    def declared_dtype(self, value: ir.Value) -> ir.DataType | None:
+        """The type of an activation, as the model or shape inference states it."""
+        if value.dtype is not None or value.graph is not self._main:
+            return value.dtype
+        number = self._inferred.get(value.name or "", (0, None))[0]
+        return ir.DataType(number) if number else None
 
     def shape(self, value: ir.Value) -> tuple[int, ...]:
         """The shape of a constant; computes it only where nothing states it."""
+        static = self._static_shape(value)
+        return tuple(self.array(value).shape) if static is None else static
+
+    def _static_shape(self, value: ir.Value) -> tuple[int, ...] | None:
         tensor = self.stored(value)
         if tensor is not None:
             return tuple(tensor.shape.numpy())
@@ -169,7 +195,7 @@ class Constants:
             sizes = [dim for dim in found[1] if isinstance(dim, int)]
             if len(sizes) == len(found[1]):
                 return tuple(sizes)
-        return tuple(self.array(value).shape)
+        return None
 
     def array(self, value: ir.Value) -> Array:
         """The constant itself: in its stored type where it is stored, in float64 if computed."""
@@ -193,8 +219,13 @@ class Constants:
             return partial(read_tensor, tensor)
         producer = value.producer()
         assert producer is not None
+        if producer.op_type in ("Shape", "Size"):
+            sizes = self._sizes(producer) or ()
+            return partial(_same, np.array(sizes if producer.op_type == "Shape" else sizes[0]))
         wide = producer.op_type not in _MOVES
-        inputs = [None if v is None else self._input_reader(v, wide) for v in producer.inputs]
+        inputs = [
+            None if v is None else self._input_reader(v, wide) for v in value_inputs(producer)
+        ]
         return partial(_computed, producer, inputs, self.opset_of(producer), value.index() or 0)
 
     def _input_reader(self, value: ir.Value, wide: bool) -> Callable[[], Array]:
@@ -263,6 +294,11 @@ def bodies(node: ir.Node) -> Iterator[ir.Graph]:
             yield attribute.as_graph()
         elif attribute.type == ir.AttributeType.GRAPHS:
             yield from attribute.as_graphs()
+
+
+def value_inputs(node: ir.Node) -> tuple[ir.Value | None, ...]:
+    """The inputs whose value counts; of the second input of CastLike, only the type does."""
+    return tuple(node.inputs[:1]) if node.op_type == "CastLike" else tuple(node.inputs)
 
 
 def constant_of(node: ir.Node) -> ir.TensorProtocol | None:

@@ -171,7 +171,7 @@ class _Walk:
             self._add(Opaque(name=name, op_type=op_type, inputs=inputs, outputs=outputs), None)
 
     def _tie(self, node: ir.Node, graph: ir.Graph) -> tuple[Sign, ShiftRule] | None:
-        if not self.facts.constants.is_standard(node):
+        if not self.facts.is_plain(node):
             return None
         if node.op_type == "Dropout" and is_dropout_inference(
             self.facts, node, self.facts.opset(graph)

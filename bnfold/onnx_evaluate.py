@@ -59,6 +59,8 @@ def _quick(node: ir.Node, inputs: Sequence[Array | None]) -> Array | None:
         return None
     if node.op_type in _UNARY:
         return _UNARY[node.op_type](first)
+    if node.op_type == "CastLike":  # to the float type of an activation
+        return first.astype(np.float64)
     if node.op_type == "Cast" and node.attributes["to"].as_int() in _FLOATS:
         return first.astype(np.float64)
     if node.op_type == "Transpose":
@@ -89,8 +91,6 @@ def _quick_of_two(node: ir.Node, first: Array, second: Array) -> Array | None:
         return np.asarray(first / second)
     if node.op_type == "Expand":
         return np.asarray(first * np.ones(second, dtype=first.dtype))
-    if node.op_type == "CastLike" and np.issubdtype(second.dtype, np.floating):
-        return first.astype(np.float64)
     if node.op_type == "Reshape" and "allowzero" not in node.attributes:
         return first.reshape([first.shape[i] if n == 0 else n for i, n in enumerate(second)])
     return None

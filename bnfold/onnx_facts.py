@@ -42,6 +42,14 @@ class Facts:
         """The version of ``ai.onnx`` in force in ``graph``."""
         return self.constants.opsets[graph]
 
+    def is_plain(self, node: ir.Node) -> bool:
+        """Whether ``node`` is of ``ai.onnx`` and all its attributes are known.
+
+        Within a function an attribute may be one that each caller sets.
+        """
+        known = not any(attribute.is_ref() for attribute in node.attributes.values())
+        return known and self.constants.is_standard(node)
+
     def label(self, node: ir.Node) -> str:
         """The node's name, or what it makes when the name is missing or not its own."""
         if node.name and self._named[node.name] == 1:
@@ -52,18 +60,30 @@ class Facts:
     def shape(self, value: ir.Value) -> tuple[Dim, ...] | None:
         """The shape of an activation, dimension by dimension; None when the rank is unknown."""
         declared = _dims(value)
-        inferred = self._from_inference(value)
-        if declared is None or inferred is None or len(declared) != len(inferred):
-            return declared if inferred is None else inferred
-        return tuple(
-            i if isinstance(i, int) else d for d, i in zip(declared, inferred, strict=True)
-        )
+        for other in (self._from_inference(value), self._by_definition(value)):
+            declared = _both(declared, other)
+        return declared
 
     def _from_inference(self, value: ir.Value) -> tuple[Dim, ...] | None:
         # Two branches of an If may use one name twice: only the main graph's names are looked up.
         if value.name is None or value.graph is not self.model.graph:
             return None
         return self._inferred.get(value.name, (0, None))[1]
+
+    def _by_definition(self, value: ir.Value) -> tuple[Dim, ...] | None:
+        """Rank and channels as the operator that makes ``value`` has them from its weight."""
+        node = value.producer()
+        if node is None or node.op_type not in _CHANNELS_OF_WEIGHT or not self.is_plain(node):
+            return None
+        weight = input_at(node, 1)
+        if weight is None or not self.constants.is_constant(weight):
+            return None
+        shape = self.constants.shape(weight)
+        axis = _CHANNELS_OF_WEIGHT[node.op_type]
+        if node.op_type == "Gemm":
+            axis = 0 if int_attribute(node, "transB", 0) else 1
+        groups = int_attribute(node, "group", 1) if axis == 1 else 1
+        return (None, shape[axis] * groups, *(None for _ in shape[2:]))
 
     def rank(self, value: ir.Value) -> int | None:
         """The rank of an activation, if known."""
@@ -74,18 +94,25 @@ class Facts:
         """The element type of a value, if known."""
         if self.constants.is_constant(value):
             return self.constants.dtype(value)
-        if value.dtype is not None:
-            return value.dtype
-        if value.name is None or value.graph is not self.model.graph:
-            return None
-        number = self._inferred.get(value.name, (0, None))[0]
-        return ir.DataType(number) if number else None
+        return self.constants.declared_dtype(value)
 
     def is_float_constant(self, value: ir.Value | None) -> bool:
         """Whether ``value`` is a constant of a float type."""
         if value is None or not self.constants.is_constant(value):
             return False
         return self.constants.is_float(value)
+
+
+# The axis of the weight that counts output channels, where they lie on axis 1 of the output.
+_CHANNELS_OF_WEIGHT = {"Conv": 0, "ConvTranspose": 1, "Gemm": 1}
+
+
+def _both(first: tuple[Dim, ...] | None, second: tuple[Dim, ...] | None) -> tuple[Dim, ...] | None:
+    """What two sources know of a shape together: a size before a symbol before nothing."""
+    if first is None or second is None or len(first) != len(second):
+        return second if first is None else first
+    pairs = zip(first, second, strict=True)
+    return tuple(b if isinstance(b, int) or a is None else a for a, b in pairs)
 
 
 def _dims(value: ir.Value) -> tuple[Dim, ...] | None:

@@ -74,7 +74,7 @@ class _Found:
 def find_linear(facts: Facts, node: ir.Node, graph: ir.Graph) -> _Found | None:
     """Recognise ``node`` as a linear operator, or None."""
     finder = _FINDERS.get(node.op_type)
-    if finder is None or len(node.inputs) < 2 or not facts.constants.is_standard(node):
+    if finder is None or len(node.inputs) < 2 or not facts.is_plain(node):
         return None
     return finder(facts, node, graph)
 

@@ -72,7 +72,8 @@ def _parse(path: Path) -> onnx.ModelProto:
                 raise ReadError("it is empty", file=str(path), todo="export the model again")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
                 skeleton = _skeleton(buffer)
-        proto = onnx.ModelProto.FromString(skeleton)
+        proto = onnx.ModelProto()
+        proto.ParseFromString(skeleton)
     except OSError as error:
         raise ReadError(_os_error(path, error), file=str(path), todo="check the path") from error
     except (wire.WireError, DecodeError) as error:

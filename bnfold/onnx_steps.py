@@ -56,7 +56,7 @@ def find_step(facts: Facts, node: ir.Node, graph: ir.Graph) -> FoundStep | None:
     Raises:
         InvalidModelError: A BatchNormalization has parameters that mean nothing.
     """
-    if not facts.constants.is_standard(node) or any(a.is_ref() for a in node.attributes.values()):
+    if not facts.is_plain(node):
         return None
     if node.op_type == "BatchNormalization":
         return _batch_norm(facts, node, graph)

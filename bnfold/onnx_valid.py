@@ -65,9 +65,15 @@ def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
         elif tensor.name not in given:
             make = onnx.helper.make_tensor_value_info
             copy.graph.input.append(make(tensor.name, tensor.data_type, list(tensor.dims)))
-    small = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in kept]
+    small = [_copied(tensor) for tensor in kept]
     del copy.graph.initializer[:]
     copy.graph.initializer.extend(small)
+    return copy
+
+
+def _copied(tensor: onnx.TensorProto) -> onnx.TensorProto:
+    copy = onnx.TensorProto()
+    copy.CopyFrom(tensor)
     return copy
 
 

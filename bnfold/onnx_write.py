@@ -13,9 +13,9 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import onnx
 import onnx_ir as ir
@@ -63,13 +63,15 @@ def write_model(
     total = sum(int(value.const_value.nbytes) for value in large if value.const_value is not None)
     skeleton, tensors = _placeholders(model, large)
     external = external or len(skeleton) + total >= _PROTO_LIMIT
-    with _atomic(path, data, len(skeleton) + total) as (model_file, data_file):
+    with Staging(path, len(skeleton) + total) as staging:
         if external:
             places = _lay_out_data(tensors)
-            _write_located(skeleton, model_file, places, data.name)
-            _fill(data_file, places, on_progress)
+            _write_located(skeleton, staging.model, places, data.name)
+            _fill(staging.data, places, on_progress)
         else:
-            _fill(model_file, _write_rest(skeleton, model_file, tensors), on_progress)
+            places = _write_rest(skeleton, staging.model, tensors)
+            _fill(staging.model, places, on_progress)
+        staging.publish()
 
 
 def _refuse_source(path: Path, data: Path, source: ModelFile | None) -> None:
@@ -229,24 +231,51 @@ def _write_tensor(path: Path, place: _Place) -> None:
 # ---- at once or not at all ----
 
 
-@contextmanager
-def _atomic(path: Path, data: Path, needed: int) -> Iterator[tuple[Path, Path]]:
-    """Paths to write to, in a folder beside ``path``; moved to their place when all went well."""
-    folder = None
-    try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        model_file, data_file = folder / path.name, folder / data.name
-        yield model_file, data_file
-        for made, target in ((data_file, data), (model_file, path)):
+class Staging:
+    """A folder beside ``path`` to write in, gone afterwards; `publish` moves what is in it.
+
+    Args:
+        path: Where the model is to be.
+        needed: How many bytes it takes, for the message when the disk is full.
+    """
+
+    def __init__(self, path: Path, needed: int = 0) -> None:
+        self._path, self._needed = path, needed
+        self._data = path.with_name(f"{path.name}.data")
+
+    def __enter__(self) -> Self:
+        try:
+            if self._path.is_dir():
+                raise IsADirectoryError
+            self._folder = Path(
+                tempfile.mkdtemp(prefix=f".{self._path.name}.", dir=self._path.parent)
+            )
+        except OSError as error:
+            raise _write_error(self._path, error, self._needed) from error
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise _write_error(self._path, error, self._needed) from error
+
+    @property
+    def model(self) -> Path:
+        """Where to write the model."""
+        return self._folder / self._path.name
+
+    @property
+    def data(self) -> Path:
+        """Where to write its external data."""
+        return self._folder / self._data.name
+
+    def publish(self) -> None:
+        """Move what was written to its place, the model last."""
+        for made, target in ((self.data, self._data), (self.model, self._path)):
             if made.exists():
                 if target.exists():
                     shutil.copymode(target, made)
                 made.replace(target)
-    except OSError as error:
-        raise _write_error(path, error, needed) from error
-    finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write_error(path: Path, error: OSError, needed: int) -> WriteError:

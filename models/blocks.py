@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 from torch import Tensor, nn
@@ -35,12 +36,14 @@ class Residual(nn.Module):
 def conv_bn(inputs: int, outputs: int, kernel: int = 3, **options: Any) -> nn.Sequential:
     """A bias-free Conv2d, padded to keep the size but for its stride, and its BatchNorm."""
     conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False, **options)
-    return nn.Sequential(conv, nn.BatchNorm2d(outputs))
+    return nn.Sequential(OrderedDict(conv=conv, norm=nn.BatchNorm2d(outputs)))
 
 
 def conv_bn_relu(inputs: int, outputs: int, kernel: int = 3, **options: Any) -> nn.Sequential:
     """``conv_bn`` with a Relu behind it."""
-    return conv_bn(inputs, outputs, kernel, **options).append(nn.ReLU())
+    unit = conv_bn(inputs, outputs, kernel, **options)
+    unit.add_module("relu", nn.ReLU())
+    return unit
 
 
 def classifier(channels: int, classes: int = 10) -> nn.Sequential:

@@ -9,7 +9,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -34,8 +33,9 @@ def predict(path: Path, images: NDArray[np.float32]) -> Labels:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    logits: NDArray[Any] = session.run(None, {session.get_inputs()[0].name: images})[0]
-    return logits.argmax(1)
+    logits = session.run(None, {session.get_inputs()[0].name: images})[0]
+    labels: Labels = np.argmax(logits, axis=1)
+    return labels
 
 
 def summary(before: Labels, after: Labels, truth: Labels) -> str:
@@ -49,16 +49,16 @@ def summary(before: Labels, after: Labels, truth: Labels) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compare the two files; the exit code is 1 if a label differs, 2 if a file can't be read."""
+    """Compare the two files; the exit code is 1 if a label differs, 2 if a model does not run."""
     parser = argparse.ArgumentParser(prog="python -m models.demo", description=__doc__)
     parser.add_argument("before", type=Path, metavar="BEFORE.onnx")
     parser.add_argument("after", type=Path, metavar="AFTER.onnx")
     given = parser.parse_args(arguments)
-    for path in (given.before, given.after):
-        if not path.is_file():
-            parser.error(f"{path}: no such file")
     images, truth = held_back()
-    before, after = predict(given.before, images), predict(given.after, images)
+    try:
+        before, after = (predict(path, images) for path in (given.before, given.after))
+    except Exception as error:  # All that ONNX Runtime's errors have in common.
+        parser.error(str(error))  # Exits with 2: a crash would exit with 1, as different labels do.
     print(summary(before, after, truth))
     return int((before != after).any())
 

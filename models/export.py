@@ -34,6 +34,9 @@ def export_onnx(name: str, path: str | Path, *, dynamo: bool = False, opset: int
 
     Raises:
         KeyError: ``name`` is not in ``NETS``.
+
+    "video" does not run when exported with ``dynamo``: that exporter gives a bias-free Conv3d a
+    bias of shape ``(M, 2)`` (microsoft/onnxscript#2931).
     """
     module, example = build(name)
     if dynamo:

@@ -68,12 +68,14 @@ def train(digits: Digits) -> nn.Module:
     torch.manual_seed(SEED)
     inputs, targets = digits.inputs(), digits.targets()
     net = digits_net(inputs.mean().item(), inputs.std().item())
-    steps = EPOCHS * (len(targets) // BATCH)
+    # The images left over would make a batch too small for its BatchNorms.
+    whole = len(targets) // BATCH * BATCH
     optimizer = torch.optim.AdamW(net.parameters(), PEAK_RATE, weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE, total_steps=steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, PEAK_RATE, total_steps=EPOCHS * (whole // BATCH)
+    )
     for _ in range(EPOCHS):
-        # The images left over would make a batch too small for its BatchNorms.
-        for picked in torch.randperm(len(targets)).split(BATCH)[: len(targets) // BATCH]:
+        for picked in torch.randperm(len(targets))[:whole].view(-1, BATCH):
             logits = net(shifted(inputs[picked]))
             loss = functional.cross_entropy(logits, targets[picked], label_smoothing=0.05)
             optimizer.zero_grad()
@@ -97,7 +99,7 @@ def accuracy(net: nn.Module, digits: Digits) -> float:
     """The share of ``digits`` that ``net`` labels rightly."""
     with torch.no_grad():
         predicted = net(digits.inputs()).argmax(1)
-    return (predicted == digits.targets()).double().mean().item()
+    return float((predicted == digits.targets()).double().mean())
 
 
 def write_model(net: nn.Module, path: Path) -> None:

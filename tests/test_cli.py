@@ -90,6 +90,8 @@ Usage: bnfold explain [OPTIONS] MODEL
 Options:
   --level [local]          How far folds may reach: local stays with direct
                            neighbours.  [default: local]
+  --trust-initializers     Take initializers that are also graph inputs as
+                           constants.
   --json                   The same as --report -.
   --report FILE|-          Write what was found as JSON; with - to stdout, and
                            any text to stderr.
@@ -450,10 +452,15 @@ def test_a_report_through_a_link_keeps_the_link(fake: Fake, tmp_path: Path) -> N
     assert json.loads(real.read_text())["report"]["source"] == "net.onnx"
 
 
-def test_a_report_to_a_device_does_not_replace_it(fake: Fake) -> None:
+def test_a_report_to_a_pipe_goes_through_it(fake: Fake, tmp_path: Path) -> None:
     fake()
-    assert run("explain", "m.onnx", "--report", os.devnull).exit_code == 0
-    assert not Path(os.devnull).is_file()
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    assert run("explain", "m.onnx", "--report", pipe).exit_code == 0
+    assert json.loads(os.read(reader, 1 << 16))["report"]["source"] == "net.onnx"
+    os.close(reader)
+    assert pipe.is_fifo()
 
 
 class Terminal(io.StringIO):
@@ -611,14 +618,31 @@ def test_faults_of_a_real_call_have_their_exit_codes(tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == [net, text]
 
 
+def explain_into(stdout: int, net: Path) -> subprocess.CompletedProcess[str]:
+    """Buffered, as for users: what is left in the buffer at the end is what makes Python moan."""
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return subprocess.run(
+        [sys.executable, "-m", "bnfold.cli", "explain", str(net)],
+        stdout=stdout, stderr=subprocess.PIPE, text=True, check=False, env=buffered,
+    )  # fmt: skip
+
+
 def test_a_reader_that_goes_away_is_no_error_message(tmp_path: Path) -> None:
-    net = write_net(tmp_path / "net.onnx")
     read, write = os.pipe()
     os.close(read)
-    command = [sys.executable, "-m", "bnfold.cli", "explain", str(net)]
-    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    done = explain_into(write, write_net(tmp_path / "net.onnx"))
     os.close(write)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_behind_stdout_is_one_line(tmp_path: Path) -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    done = explain_into(full, write_net(tmp_path / "net.onnx"))
+    os.close(full)
+    assert done.returncode == 5
+    assert done.stderr.startswith("bnfold: error: <stdout>: it can't be written: No space left")
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_pipe_gets_plain_text_that_is_not_cut(tmp_path: Path) -> None:

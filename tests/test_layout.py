@@ -24,6 +24,7 @@ LAYERS = (
     ("simplify", "verify"),
     ("report", "progress"),
     ("api",),
+    ("cli_output",),
     ("cli",),
 )
 

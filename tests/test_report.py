@@ -86,7 +86,14 @@ keep  mul1 (Mul): BNF014 no-linear-neighbour: no linear operator is next to it, 
 keep  mul2 (Mul): BNF010 zero-padding: its shift can't pass the zeros that conv3 pads with
 keep  mul3 (Mul): BNF014 no-linear-neighbour: no linear operator is next to it, only relu2"""
 
-NUMBERS = Figures(e_fold=2e-6, e_unfold=1e-6, jitter=0.0, mean_ratio=math.inf, worst_ratio=math.nan)
+NUMBERS = Figures(
+    e_fold=2e-6,
+    e_unfold=1e-6,
+    jitter=0.0,
+    mean_ratio=math.inf,
+    sure_ratio=1.0,
+    worst_ratio=math.nan,
+)
 CHECK = CheckResult(
     "net.onnx",
     "net.folded.onnx",
@@ -222,15 +229,19 @@ def test_bytes_have_human_units(count: int, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("checked", "written", "text"),
+    ("written", "checked", "folded", "text"),
     [
-        (True, True, "written to out.onnx"),
-        (False, True, "written to out.onnx, not checked"),
-        (True, False, "nothing was written to out.onnx: the check did not pass"),
+        (True, True, True, "written to out.onnx"),
+        (True, False, True, "written to out.onnx, not checked"),
+        (True, False, False, "written to out.onnx, not checked: nothing was folded"),
+        (False, True, True, "nothing was written to out.onnx: the check did not pass"),
     ],
 )
-def test_the_outcome_says_where_the_file_is(checked: bool, written: bool, text: str) -> None:
-    assert render_outcome("out.onnx", checked=checked, written=written) == text
+def test_the_outcome_says_where_the_file_is(
+    written: bool, checked: bool, folded: bool, text: str
+) -> None:
+    said = render_outcome("out.onnx", written=written, checked=checked, folded=folded)
+    assert said == text
 
 
 def strict(text: str) -> Any:

@@ -118,8 +118,9 @@ def test_every_bfloat16_and_float16_survives() -> None:
         with np.errstate(invalid="ignore"):  # half of the NaNs are signalling ones
             wide = every.astype(np.float64)
         again = cast_once(wide, dtype)
-        assert np.array_equal(again, every, equal_nan=True)
-        assert np.array_equal(np.signbit(again), np.signbit(every))
+        number = ~np.isnan(wide)
+        assert np.array_equal(again.view(np.uint16)[number], every.view(np.uint16)[number])
+        assert np.array_equal(np.isnan(again), ~number)
 
 
 SABOTAGES: dict[str, Callable[[NDArray[np.float64]], NDArray[Any]]] = {

@@ -189,7 +189,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     tools = options.tool or list(TOOLS)
-    runs = []
+    runs: list[Run] = []
     for model in options.models:
         shutil.copyfile(model, os.devnull)  # into the page cache, for all alike
         for _ in range(options.repeat):

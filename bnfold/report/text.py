@@ -64,11 +64,14 @@ def render_check(check: CheckResult, *, color: bool = False, width: int = UNCUT)
     return "\n".join(lines)
 
 
-def render_outcome(target: str, *, checked: bool, written: bool) -> str:
-    """Where the file is, or that there is none."""
+def render_outcome(target: str, *, written: bool, checked: bool, folded: bool) -> str:
+    """Where the file is and whether it was checked, or that there is none."""
     if not written:
         return one_line(f"nothing was written to {target}: the check did not pass")
-    return one_line(f"written to {target}" if checked else f"written to {target}, not checked")
+    if checked:
+        return one_line(f"written to {target}")
+    why = "" if folded else ": nothing was folded"
+    return one_line(f"written to {target}, not checked{why}")
 
 
 def count_steps(report: Report) -> str:

@@ -1,0 +1,110 @@
+"""What the command line puts out: text on the screen, JSON in a file or on stdout."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bnfold.errors import UsageError, WriteError
+from bnfold.progress import is_terminal
+from bnfold.report.text import UNCUT, render_check, render_outcome, render_report
+
+if TYPE_CHECKING:
+    from bnfold.api import OptimizeResult
+
+
+def abandon_stdout() -> None:
+    """What is left in the buffer goes nowhere, or Python complains of it when it exits."""
+    if sys.stdout is sys.__stdout__ and sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@dataclass(frozen=True, slots=True)
+class Screen:
+    """Where text for people goes, and what it can show."""
+
+    err: bool
+    color: bool
+    width: int
+
+    @classmethod
+    def beside(cls, report: str | None) -> Screen:
+        """Stdout, unless that carries the JSON."""
+        err = report == "-"
+        if not is_terminal(sys.stderr if err else sys.stdout):
+            return cls(err, color=False, width=UNCUT)
+        color = not os.environ.get("NO_COLOR")
+        return cls(err, color, shutil.get_terminal_size().columns)
+
+    def show(self, text: str) -> None:
+        """Print ``text`` and a line end."""
+        stream = sys.stderr if self.err else sys.stdout
+        encoding = getattr(stream, "encoding", None) or "utf-8"
+        text = text.encode(encoding, "backslashreplace").decode(encoding)
+        try:
+            click.echo(text, err=self.err, color=self.color)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            abandon_stdout()
+            raise _unwritable("<stdout>", error) from error
+
+
+def show_result(result: OptimizeResult, target: str, screen: Screen) -> None:
+    """The model before and after, the check, and where the file is."""
+    report, check = result.report, result.check
+    screen.show(render_report(report, color=screen.color, width=screen.width) + "\n")
+    if check:
+        screen.show(render_check(check, color=screen.color, width=screen.width))
+    checked, folded = check is not None, bool(report.folded)
+    screen.show(render_outcome(target, written=result.written, checked=checked, folded=folded))
+
+
+def write_report(path: str | None, **found: Any) -> None:
+    """Write what was found as JSON, to a file as a whole or not at all."""
+    if path is None:
+        return
+    from bnfold.report.as_json import to_json
+
+    text = to_json(**found)
+    if path == "-":
+        Screen(err=False, color=False, width=UNCUT).show(text)
+        return
+    try:
+        _write_whole(Path(path), text + "\n")
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _write_whole(path: Path, text: str) -> None:
+    if path.exists() and not path.is_file():
+        path.write_text(text)  # a pipe or a device; replacing it would remove it
+        return
+    path = path.resolve()
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        beside.write_text(text)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _unwritable(path: str, error: OSError) -> WriteError:
+    met = f"it can't be written: {error.strerror or error}"
+    return WriteError(met, file=path, todo="choose another place for the report")
+
+
+def refuse_overwriting(report: str | None, *models: str) -> None:
+    """A report at the place of a model would destroy it."""
+    if report in (None, "-"):
+        return
+    for model in models:
+        if os.path.realpath(report) == os.path.realpath(model):
+            raise UsageError("the report would overwrite the model", file=report,
+                             todo="choose another file for --report")  # fmt: skip
