@@ -72,7 +72,8 @@ def fold(
             version 4 on a caller may override them, so that by default they are not folded).
 
     Returns:
-        The folded model of the same kind (for a path, an ``onnx_ir.Model``) and the report.
+        The folded model of the same kind (for a path, an ``onnx_ir.Model`` that holds its weights)
+        and the report.
 
     Raises:
         ReadError: The file can't be read.
@@ -85,6 +86,8 @@ def fold(
     if isinstance(model, ir.Model):
         given = copy_of(model)
     planned, _ = fold_model(given, inferred, options)
+    if not isinstance(model, onnx.ModelProto | ir.Model):
+        ir.external_data.load_to_model(given)  # a reference into the given file would be a trap
     report = planned.report(source, size_of(given))
     return FoldResult(ir.to_proto(given) if isinstance(model, onnx.ModelProto) else given, report)
 

@@ -13,7 +13,6 @@ import numpy as np
 import onnx_ir as ir
 
 from bnfold.affine import AffineMap, cast_once
-from bnfold.onnx_constants import Array
 from bnfold.onnx_describe import ConstantSite, Described
 from bnfold.onnx_edit import Editor
 from bnfold.onnx_evaluate import UncomputableError
@@ -26,6 +25,7 @@ from bnfold.onnx_fold import (
 )
 from bnfold.onnx_linear import LinearSite, Slot
 from bnfold.onnx_steps import StepSite
+from bnfold.onnx_tensors import Array
 from bnfold.planning import Absorption, How, Plan, Reason, Stored
 
 _LAZY_BYTES = 1 << 16

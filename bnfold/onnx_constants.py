@@ -10,23 +10,17 @@ Constants are computed in float64 from the stored tensors, whatever float type t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from math import prod
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from bnfold.channel_graph import Dim
 from bnfold.onnx_evaluate import evaluate_node
-
-Array = NDArray[Any]
-
-Inferred = Mapping[str, tuple[int, tuple[Dim, ...] | None]]
-"""Results of shape inference on the main graph: name -> element type (ONNX number), shape."""
+from bnfold.onnx_shapes import Inferred, Shape, both, declared_shape
+from bnfold.onnx_tensors import Array, constant_of, read_tensor, stored_bytes
 
 ONNX_DOMAINS = frozenset({"", "ai.onnx"})
 
@@ -109,11 +103,15 @@ class Constants:
     def _sizes(self, node: ir.Node) -> tuple[int, ...] | None:
         """The sizes that a Shape or Size node gives, where they are known."""
         value = node.inputs[0]
-        shape = None if value is None else self._static_shape(value)
-        if shape is None or node.op_type == "Size":
-            return shape if shape is None else (prod(shape),)
+        shape = None if value is None else self.known_shape(value)
+        if shape is None:
+            return None
         bounds = [node.attributes.get(name) for name in ("start", "end")]
-        return shape[slice(*(None if bound is None else bound.as_int() for bound in bounds))]
+        asked = shape[slice(*(None if bound is None else bound.as_int() for bound in bounds))]
+        sizes = tuple(dim for dim in asked if isinstance(dim, int))
+        if len(sizes) < len(asked):
+            return None
+        return (prod(sizes),) if node.op_type == "Size" else sizes
 
     def is_standard(self, node: ir.Node) -> bool:
         """Whether ``node`` is of ``ai.onnx``, and no function of the model redefines it."""
@@ -180,22 +178,18 @@ class Constants:
 
     def shape(self, value: ir.Value) -> tuple[int, ...]:
         """The shape of a constant; computes it only where nothing states it."""
-        static = self._static_shape(value)
-        return tuple(self.array(value).shape) if static is None else static
+        known = self.known_shape(value) or (None,)
+        sizes = tuple(dim for dim in known if isinstance(dim, int))
+        return sizes if len(sizes) == len(known) else tuple(self.array(value).shape)
 
-    def _static_shape(self, value: ir.Value) -> tuple[int, ...] | None:
+    def known_shape(self, value: ir.Value) -> Shape | None:
+        """What the tensor, the model and shape inference say of a shape; None: not even a rank."""
         tensor = self.stored(value)
         if tensor is not None:
             return tuple(tensor.shape.numpy())
-        if value.shape is not None and value.shape.is_static():
-            return tuple(value.shape.numpy())
         # Two branches of an If may use one name twice: only the main graph's names are looked up.
         found = self._inferred.get(value.name or "") if value.graph is self._main else None
-        if found is not None and found[1] is not None:
-            sizes = [dim for dim in found[1] if isinstance(dim, int)]
-            if len(sizes) == len(found[1]):
-                return tuple(sizes)
-        return None
+        return both(declared_shape(value), None if found is None else found[1])
 
     def array(self, value: ir.Value) -> Array:
         """The constant itself: in its stored type where it is stored, in float64 if computed."""
@@ -238,39 +232,6 @@ class Constants:
         return 1 if graph is None else self.opsets.get(graph, 1)
 
 
-def read_tensor(tensor: ir.TensorProtocol) -> Array:
-    """The array of a stored tensor.
-
-    One in a file is read, not mapped: a mapping holds a file descriptor until it is released, and
-    a model has thousands of tensors.
-    """
-    if not isinstance(tensor, ir.ExternalTensor):
-        return tensor.numpy()
-    if tensor.dtype.bitwidth < 8:
-        array = tensor.numpy().copy()
-        tensor.release()
-        return array
-    dtype = tensor.dtype.numpy().newbyteorder("<")
-    read = np.fromfile(tensor.path, dtype, count=tensor.size, offset=tensor.offset or 0)
-    return read.astype(tensor.dtype.numpy(), copy=False).reshape(tensor.shape.numpy())
-
-
-def rows_of_file(tensor: ir.ExternalTensor, count: int) -> Iterator[Array]:
-    """The array of a tensor in a file, ``count`` rows at a time, in memory that is used again.
-
-    A block is valid until the next one is asked for.
-    """
-    shape, dtype = tuple(tensor.shape.numpy()), tensor.dtype.numpy().newbyteorder("<")
-    memory = np.empty((min(count, shape[0]), *shape[1:]), dtype=dtype)
-    with Path(tensor.path).open("rb", buffering=0) as file:
-        file.seek(tensor.offset or 0)
-        for start in range(0, shape[0], count):
-            block = memory[: min(count, shape[0] - start)]
-            if file.readinto(block.reshape(-1).view(np.uint8).data) != block.nbytes:
-                raise OSError(f"{tensor.path} ends within tensor '{tensor.name}'")
-            yield block
-
-
 def _same(array: Array) -> Array:
     return array
 
@@ -299,28 +260,3 @@ def bodies(node: ir.Node) -> Iterator[ir.Graph]:
 def value_inputs(node: ir.Node) -> tuple[ir.Value | None, ...]:
     """The inputs whose value counts; of the second input of CastLike, only the type does."""
     return tuple(node.inputs[:1]) if node.op_type == "CastLike" else tuple(node.inputs)
-
-
-def constant_of(node: ir.Node) -> ir.TensorProtocol | None:
-    """The tensor that a Constant node states, in whichever of its attributes."""
-    for name, attribute in node.attributes.items():
-        if name == "value":
-            # Not as_tensor(): it checks a runtime protocol, which takes longer than all the rest.
-            tensor: ir.TensorProtocol = attribute.value
-            return tensor
-        if name in ("value_float", "value_floats"):
-            return ir.tensor(np.array(attribute.value, dtype=np.float32))
-        if name in ("value_int", "value_ints"):
-            return ir.tensor(np.array(attribute.value, dtype=np.int64))
-    return None
-
-
-def stored_bytes(value: ir.Value) -> int:
-    """The size of a stored tensor in bytes; 0 where it is computed."""
-    if value.const_value is not None:
-        return int(value.const_value.nbytes)
-    producer = value.producer()
-    if producer is None or producer.op_type != "Constant":
-        return 0
-    tensor = constant_of(producer)
-    return 0 if tensor is None else int(tensor.nbytes)

@@ -20,9 +20,10 @@ from bnfold.channel_graph import (
     Tie,
     Value,
 )
-from bnfold.onnx_constants import Inferred, bodies
+from bnfold.onnx_constants import bodies
 from bnfold.onnx_facts import FLOAT_TYPES, Facts
 from bnfold.onnx_linear import LinearSite, _Found, as_operator, find_linear
+from bnfold.onnx_shapes import Inferred
 from bnfold.onnx_steps import BINARY, FoundStep, StepSite, find_step, is_dropout_inference
 
 # Normalisations and arithmetic that are worth nothing at run time when all they read is constant.

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from bnfold.channel_graph import Dim
-from bnfold.onnx_constants import Constants, Inferred
+from bnfold.onnx_constants import Constants
+from bnfold.onnx_shapes import Inferred, both
 
 FLOAT_TYPES = frozenset({
     ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE,
@@ -29,7 +30,6 @@ class Facts:
     ) -> None:
         self.model = model
         self.constants = Constants(model, inferred, trust_initializers=trust_initializers)
-        self._inferred = inferred
         self._named = Counter(node.name for graph in self.constants.graphs for node in graph)
 
     def nodes(self) -> Iterator[tuple[ir.Node, ir.Graph]]:
@@ -59,16 +59,7 @@ class Facts:
 
     def shape(self, value: ir.Value) -> tuple[Dim, ...] | None:
         """The shape of an activation, dimension by dimension; None when the rank is unknown."""
-        declared = _dims(value)
-        for other in (self._from_inference(value), self._by_definition(value)):
-            declared = _both(declared, other)
-        return declared
-
-    def _from_inference(self, value: ir.Value) -> tuple[Dim, ...] | None:
-        # Two branches of an If may use one name twice: only the main graph's names are looked up.
-        if value.name is None or value.graph is not self.model.graph:
-            return None
-        return self._inferred.get(value.name, (0, None))[1]
+        return both(self.constants.known_shape(value), self._by_definition(value))
 
     def _by_definition(self, value: ir.Value) -> tuple[Dim, ...] | None:
         """Rank and channels as the operator that makes ``value`` has them from its weight."""
@@ -105,20 +96,6 @@ class Facts:
 
 # The axis of the weight that counts output channels, where they lie on axis 1 of the output.
 _CHANNELS_OF_WEIGHT = {"Conv": 0, "ConvTranspose": 1, "Gemm": 1}
-
-
-def _both(first: tuple[Dim, ...] | None, second: tuple[Dim, ...] | None) -> tuple[Dim, ...] | None:
-    """What two sources know of a shape together: a size before a symbol before nothing."""
-    if first is None or second is None or len(first) != len(second):
-        return second if first is None else first
-    pairs = zip(first, second, strict=True)
-    return tuple(b if isinstance(b, int) or a is None else a for a, b in pairs)
-
-
-def _dims(value: ir.Value) -> tuple[Dim, ...] | None:
-    if value.shape is None:
-        return None
-    return tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
 
 
 def int_attribute(node: ir.Node, name: str, default: int) -> int:

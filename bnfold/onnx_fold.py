@@ -26,10 +26,10 @@ from bnfold.affine import (
     shift_through,
     vector_fault,
 )
-from bnfold.onnx_constants import Array, rows_of_file
 from bnfold.onnx_evaluate import UncomputableError
 from bnfold.onnx_facts import Facts, input_at
 from bnfold.onnx_linear import LinearSite
+from bnfold.onnx_tensors import Array, rows_of_file
 from bnfold.planning import Absorption, Reason
 
 _BLOCK_BYTES = 1 << 19  # of a weight, read and folded at a time

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from bnfold.affine import Layout, in_channels, out_channels
 from bnfold.channel_graph import Bias, Linear, Weight
+from bnfold.errors import InvalidModelError
 from bnfold.onnx_facts import (
     Facts,
     float_attribute,
@@ -121,9 +122,23 @@ def _weight(facts: Facts, weight: ir.Value, readers: tuple[str, ...]) -> Weight 
 
 def _input_bias(facts: Facts, node: ir.Node) -> tuple[Slot, Bias]:
     bias = input_at(node, 2)
-    if bias is None or facts.is_float_constant(bias):
+    if bias is None:
         return Slot.INPUT, Bias.BUILT_IN
-    return Slot.DYNAMIC, Bias.DYNAMIC
+    if not facts.is_float_constant(bias):
+        return Slot.DYNAMIC, Bias.DYNAMIC
+    if node.op_type != "Gemm":
+        _refuse_bad_bias(facts, node, bias)
+    return Slot.INPUT, Bias.BUILT_IN
+
+
+def _refuse_bad_bias(facts: Facts, node: ir.Node, bias: ir.Value) -> None:
+    """A bias that is no vector of one value a channel: runtimes refuse it when they run."""
+    shape = facts.constants.shape(bias)
+    made = facts.shape(node.outputs[0])
+    channels = made[1] if made is not None and len(made) > 1 else None
+    if len(shape) != 1 or (isinstance(channels, int) and shape[0] != channels):
+        met = f"its bias has shape {list(shape)} for {channels or 'its'} channels"
+        raise InvalidModelError(met, node=facts.label(node), todo="export the model again")
 
 
 def _kernel(facts: Facts, node: ir.Node) -> tuple[int, ...] | None:

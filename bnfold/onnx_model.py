@@ -11,9 +11,11 @@ import onnx_ir as ir
 from bnfold.channel_graph import ChannelGraph
 from bnfold.errors import UsageError
 from bnfold.onnx_commit import commit
-from bnfold.onnx_constants import Inferred, bodies, constant_of
+from bnfold.onnx_constants import bodies
 from bnfold.onnx_describe import Described, describe
 from bnfold.onnx_fold import FoldRefusedError
+from bnfold.onnx_shapes import Inferred
+from bnfold.onnx_tensors import constant_of
 from bnfold.passes import plan_local
 from bnfold.planning import Kept, Plan
 from bnfold.report.model import Report, Size, steps_of

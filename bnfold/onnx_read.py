@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 
 from bnfold import protobuf_wire as wire
 from bnfold.errors import InvalidModelError, ReadError
-from bnfold.onnx_constants import Inferred
+from bnfold.onnx_shapes import Inferred
 from bnfold.onnx_valid import check_and_infer, known_versions
 
 LARGE_BYTES = 1024  # an initializer from this size on stays in the file

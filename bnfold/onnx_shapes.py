@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx
 import onnx_ir as ir
 
 from bnfold.channel_graph import Dim
-from bnfold.onnx_constants import Inferred
+
+Shape = tuple[Dim, ...]
+
+Inferred = Mapping[str, tuple[int, Shape | None]]
+"""Results of shape inference on the main graph: name -> element type (ONNX number), shape."""
 
 _SMALL_BYTES = 1024  # what shapes are computed from is smaller than this
 
@@ -67,3 +73,18 @@ def shapes_in(graph: onnx.GraphProto) -> Inferred:
 
 def _dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
     return int(dim.dim_value) if dim.HasField("dim_value") else dim.dim_param or None
+
+
+def declared_shape(value: ir.Value) -> Shape | None:
+    """The shape that the model states; None when it states no rank."""
+    if value.shape is None:
+        return None
+    return tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
+
+
+def both(first: Shape | None, second: Shape | None) -> Shape | None:
+    """What two sources know of a shape together: a size before a symbol before nothing."""
+    if first is None or second is None or len(first) != len(second):
+        return second if first is None else first
+    pairs = zip(first, second, strict=True)
+    return tuple(b if isinstance(b, int) or a is None else a for a, b in pairs)

@@ -12,8 +12,7 @@ from pathlib import Path
 import onnx
 
 from bnfold.errors import InvalidModelError
-from bnfold.onnx_constants import Inferred
-from bnfold.onnx_shapes import shapes_in
+from bnfold.onnx_shapes import Inferred, shapes_in
 
 
 def known_versions(proto: onnx.ModelProto, path: Path) -> None:

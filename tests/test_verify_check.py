@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -15,7 +14,7 @@ import onnx_ir
 import pytest
 
 from bnfold.errors import InconclusiveError, MismatchError, ProviderError, ReadError, UsageError
-from bnfold.verify.check import CheckResult, Verdict, check
+from bnfold.verify.check import Verdict, check
 from bnfold.verify.models import rounding_unit, same_graph
 from tests.verify_nets import FOLDED, SABOTAGES, UNFOLDED, fold, net, statistics
 
@@ -216,12 +215,30 @@ def test_tier_a_speaks_where_weights_are_expected() -> None:
 
 
 def test_hazards_are_warnings() -> None:
-    right = fold(statistics())
-    assert any("differ in range" in w for w in result_of(right).warnings)
+    result = check(REFERENCE, CANDIDATE, expected_weights=fold(statistics()))
+    assert any("differ in range" in warning for warning in result.warnings)
 
 
-def result_of(expected: Any) -> CheckResult:
-    return check(REFERENCE, CANDIDATE, expected_weights=expected)
+def test_expected_weights_are_found_in_constants_and_subgraphs() -> None:
+    graph = """g (float[2] x, bool b) => (float[2] y) <float[1] c = {{1}}> {{
+        k = Constant <value = float[1] {{2}}> ()
+        y = If (b) <
+          then_branch = t () => (float[2] a) <float[1] w = {{3}}> {{ p = Mul(x, w) a = {}(p, k) }},
+          else_branch = e () => (float[2] d) {{ d = Mul(x, c) }}> }}"""
+    one, other = parsed(graph.format("Add")), parsed(graph.format("Sub"))
+    expected = {n: np.array([v], np.float32) for n, v in (("c", 1), ("k", 2), ("w", 3))}
+    assert check(one, other, expected_weights=expected).tiers[0].verdict is Verdict.PASS
+    expected["w"] += 1
+    assert check(one, other, expected_weights=expected).tiers[0].verdict is Verdict.FAIL
+
+
+def test_weights_stored_narrower_than_the_references_fail() -> None:
+    narrow = {k: v.astype(np.float16).astype(np.float32) for k, v in fold(statistics()).items()}
+    candidate = net(FOLDED, narrow)
+    candidate.graph.initializer.append(
+        onnx.numpy_helper.from_array(np.ones(1, np.float16), "unused")
+    )
+    assert check(REFERENCE, candidate).verdict is Verdict.FAIL
 
 
 def test_the_result_is_json_with_its_figures() -> None:

@@ -96,6 +96,27 @@ def test_equal_errors_raise_an_alarm_less_than_twice_in_a_hundred(size: int) -> 
     assert alarms < 8
 
 
+def test_a_net_near_chaos_raises_no_alarm_and_hides_no_fault() -> None:
+    """Errors of LeViT-128S on noise, measured: from 1e-6 to 0.5, and not the same ones."""
+    unfolded = [1.1e-1, 3.4e-1, 4.3e-5, 4.2e-6, 3.7e-6, 1.8e-2, 7.4e-2, 4.8e-3]
+    right = [1.0e-1, 1.7e-1, 2.5e-5, 6.3e-6, 1.4e-6, 5.4e-2, 7.3e-2, 5.3e-2]
+    bias_off = [1.5e-1, 3.2e-1, 3.6e-4, 1.5e-4, 1.1e-4, 2.1e-1, 9.8e-2, 2.0e-1]
+    y = outputs()
+    shift = outputs(seed=1)
+
+    def off(errors: list[float]) -> list[Array]:
+        unit = [np.linalg.norm(a) / np.linalg.norm(s) * s for a, s in zip(y, shift, strict=True)]
+        return [a + e * s for a, e, s in zip(y, errors, unit, strict=True)]
+
+    assert judged(y, off(unfolded), off(right)).verdict is PASS
+    assert judged(y, off(unfolded), off(bias_off)).verdict is FAIL
+
+
+def test_a_single_sample_shows_nothing() -> None:
+    y = outputs(samples=1)
+    assert judged(y, y, y).verdict is INCONCLUSIVE
+
+
 def test_a_fault_is_caught_with_one_number_per_output() -> None:
     for seed in range(50):
         y = outputs(size=1, seed=seed)

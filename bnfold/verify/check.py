@@ -115,7 +115,8 @@ def _tier_c(
     except InconclusiveError as error:
         yield from (_undecided(run.provider, error) for run in runs)
         return
-    unit = max(rounding_unit(unfolded.proto), rounding_unit(folded.proto))
+    # The reference's alone: a candidate that stores narrower weights has to answer for it.
+    unit = rounding_unit(unfolded.proto)
     yield from (_judge(run, oracle, unit) for run in runs)
 
 

@@ -41,12 +41,12 @@ class LoadedModel:
         return self.proto if self.path is None else self.path
 
     def weights(self, names: Container[str]) -> dict[str, NDArray[Any]]:
-        """Initializers of the main graph and tensors of its Constant nodes, those named."""
-        return {
-            name: numpy_helper.to_array(tensor)
-            for name, tensor in _named(self.proto.graph)
-            if name in names
-        }
+        """Initializers and tensors of Constant nodes, those named; the outer graph's go first."""
+        found: dict[str, NDArray[Any]] = {}
+        for name, tensor in _named(self.proto.graph):
+            if name in names and name not in found:
+                found[name] = numpy_helper.to_array(tensor)
+        return found
 
 
 def load_model(model: Any, name: str) -> LoadedModel:
@@ -114,8 +114,16 @@ def tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
-            for inner in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
-                yield from tensors(inner)
+    for inner in _subgraphs(graph):
+        yield from tensors(inner)
+
+
+def _subgraphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield attribute.g
+            yield from attribute.graphs
 
 
 def _named(graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.TensorProto]]:
@@ -126,6 +134,8 @@ def _named(graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.TensorProto]]:
             for attribute in node.attribute:
                 if attribute.name == "value":
                     yield node.output[0], attribute.t
+    for inner in _subgraphs(graph):
+        yield from _named(inner)
 
 
 def nbytes(model: onnx.ModelProto) -> int:
