@@ -85,7 +85,7 @@ def fold(
     source, given, inferred = _given(model)
     if isinstance(model, ir.Model):
         given = copy_of(model)
-    planned, _ = fold_model(given, inferred, options)
+    planned, _ = fold_model(given, inferred, options, source)
     if not isinstance(model, onnx.ModelProto | ir.Model):
         ir.external_data.load_to_model(given)  # a reference into the given file would be a trap
     report = planned.report(source, size_of(given))
@@ -111,8 +111,9 @@ def explain(
     Raises:
         As `fold`.
     """
+    options = Options(level, trust_initializers)
     source, given, inferred = _given(model)
-    return plan_model(given, inferred, Options(level, trust_initializers), {}).report(source)
+    return plan_model(given, inferred, options, {}, source).report(source)
 
 
 def optimize(
@@ -248,9 +249,9 @@ def _fold_file(
     while True:
         tell("reading", None)
         file = read_model(source)
-        planned = plan_model(file.model, file.shapes, options, refused)
-        commit(planned.described, planned.plan, lazy=True)
+        planned = plan_model(file.model, file.shapes, options, refused, str(source))
         try:
+            commit(planned.described, planned.plan, lazy=True)
             _write(file, target, tell)
         except FoldRefusedError as fault:
             refused.update(refusals(planned, fault))

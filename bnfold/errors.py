@@ -15,7 +15,7 @@ A bug of ours is none of these: it surfaces as the plain exception that it is.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class BnfoldError(Exception):
@@ -35,6 +35,10 @@ class BnfoldError(Exception):
         text = f"{place}: {met}" if place else met
         super().__init__(" ".join(f"{text}; {todo}".split()) if todo else " ".join(text.split()))
         self.met, self.file, self.node, self.todo = met, file, node, todo
+
+    def at(self, file: str) -> Self:
+        """The same error, met in ``file``."""
+        return type(self)(self.met, file=file, node=self.node, todo=self.todo)
 
 
 class UsageError(BnfoldError):

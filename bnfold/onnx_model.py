@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from bnfold.channel_graph import ChannelGraph
-from bnfold.errors import UsageError
+from bnfold.errors import InvalidModelError, UsageError
 from bnfold.onnx_commit import commit
 from bnfold.onnx_constants import bodies
 from bnfold.onnx_describe import Described, describe
@@ -53,21 +53,49 @@ class Planned:
 
 
 def plan_model(
-    model: ir.Model, inferred: Inferred, options: Options, refused: Mapping[int, Kept]
+    model: ir.Model,
+    inferred: Inferred,
+    options: Options,
+    refused: Mapping[int, Kept],
+    source: str = "",
 ) -> Planned:
-    """Decide every affine step of ``model``; nothing of it is changed."""
-    described = describe(model, inferred, trust_initializers=options.trust_initializers)
+    """Decide every affine step of ``model``; nothing of it is changed.
+
+    Args:
+        model: The model.
+        inferred: What shape inference found for its main graph.
+        options: How to fold.
+        refused: Steps that turned out, when they were computed, not to fold.
+        source: The file to name in an error.
+
+    Raises:
+        InvalidModelError: Something in the model means nothing.
+    """
+    try:
+        described = describe(model, inferred, trust_initializers=options.trust_initializers)
+    except InvalidModelError as error:
+        raise error.at(source) from error
     plan = PLANNERS[options.level](described.graph, refused)
     return Planned(described, plan, size_of(model))
 
 
 def fold_model(
-    model: ir.Model, inferred: Inferred, options: Options
+    model: ir.Model, inferred: Inferred, options: Options, source: str = ""
 ) -> tuple[Planned, tuple[ir.Value, ...]]:
-    """Fold ``model`` in place, all weights computed; returns the plan and the changed constants."""
+    """Fold ``model`` in place, all weights computed; returns the plan and the changed constants.
+
+    Args:
+        model: The model.
+        inferred: What shape inference found for its main graph.
+        options: How to fold.
+        source: The file to name in an error.
+
+    Raises:
+        InvalidModelError: Something in the model means nothing.
+    """
     refused: dict[int, Kept] = {}
     while True:
-        planned = plan_model(model, inferred, options, refused)
+        planned = plan_model(model, inferred, options, refused, source)
         try:
             return planned, commit(planned.described, planned.plan)
         except FoldRefusedError as fault:

@@ -67,15 +67,21 @@ def operators(proto: onnx.ModelProto) -> Counter[str]:
 def feeds(proto: onnx.ModelProto, seed: int = 0, size: int = 2) -> dict[str, Array]:
     """One random input for each graph input that is not an initializer."""
     rng = np.random.default_rng(seed)
-    given = {tensor.name for tensor in proto.graph.initializer}
+    asked = set(inputs(proto))
     result: dict[str, Array] = {}
     for value in proto.graph.input:
-        if value.name not in given:
+        if value.name in asked:
             tensor = value.type.tensor_type
             shape = [dim.dim_value or size for dim in tensor.shape.dim]
             dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
             result[value.name] = rng.normal(0, 1, shape).astype(dtype)
     return result
+
+
+def inputs(proto: onnx.ModelProto) -> list[str]:
+    """The inputs that a caller has to give."""
+    given = {tensor.name for tensor in proto.graph.initializer}
+    return [value.name for value in proto.graph.input if value.name not in given]
 
 
 def run(proto: onnx.ModelProto, given: Mapping[str, Array]) -> dict[str, Array]:
@@ -120,6 +126,7 @@ def folded(
     result = bnfold.fold(proto, **options)
     assert proto.SerializeToString() == before
     onnx.checker.check_model(result.model, full_check=True)
+    assert inputs(result.model) == inputs(proto)
     assert [v.name for v in result.model.graph.output] == [v.name for v in proto.graph.output]
     assert difference(proto, result.model) <= tolerance
     assert_nothing_dangles(result.model)
