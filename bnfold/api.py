@@ -319,6 +319,7 @@ def _check(
         inputs=inputs,
         samples=samples,
         seed=seed,
-        expected_weights=expected,
+        expected_weights=expected or None,
+        same_names=expected is not None,
         on_progress=tell,
     )

@@ -85,8 +85,8 @@ class Linear(Operator):
     """``y = W x + bias`` along channels: Conv, ConvTranspose, Gemm, MatMul by a constant.
 
     ``inputs[0]`` is the activation. ``weight`` is None when it is computed at run time.
-    ``uniform_input_shift``: a shift of the input reaches every position of the output alike
-    (no padding with zeros; for ConvTranspose, no incomplete sums).
+    ``shift_barrier`` says why a shift of the input does not reach every position of the output
+    alike (zeros are padded in, sums are incomplete); empty when it does.
     """
 
     in_axis: int
@@ -95,7 +95,7 @@ class Linear(Operator):
     out_channels: int
     weight: Weight | None
     bias: Bias
-    uniform_input_shift: bool
+    shift_barrier: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

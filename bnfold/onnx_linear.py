@@ -67,7 +67,7 @@ class _Found:
     site: LinearSite
     in_axis: int
     out_axis: int
-    uniform_input_shift: bool
+    shift_barrier: str
     bias: Bias
     counted_out: int = 0
 
@@ -97,7 +97,7 @@ def as_operator(
         in_axis=found.in_axis, out_axis=found.out_axis,
         in_channels=0 if shape is None else in_channels(shape, site.layout),
         out_channels=0 if shape is None else out_channels(shape, site.layout),
-        weight=stated, bias=found.bias, uniform_input_shift=found.uniform_input_shift,
+        weight=stated, bias=found.bias, shift_barrier=found.shift_barrier,
     )  # fmt: skip
 
 
@@ -164,7 +164,7 @@ def _conv(facts: Facts, node: ir.Node, graph: ir.Graph) -> _Found:
         padded = kernel is None or any(k != 1 for k in kernel)  # a kernel of 1 needs no padding
     else:
         padded = automatic != "VALID" and any(ints_attribute(node, "pads"))
-    return _Found(site, 1, 1, not padded, bias)
+    return _Found(site, 1, 1, "it pads with zeros" if padded else "", bias)
 
 
 def _conv_transpose(facts: Facts, node: ir.Node, graph: ir.Graph) -> _Found:
@@ -177,7 +177,8 @@ def _conv_transpose(facts: Facts, node: ir.Node, graph: ir.Graph) -> _Found:
     whole = whole and all(s == 1 for s in ints_attribute(node, "strides"))
     for name in ("pads", "output_padding", "output_shape"):
         whole = whole and not any(ints_attribute(node, name))
-    return _Found(site, 1, 1, whole and _auto_pad(node) in ("NOTSET", "VALID"), bias)
+    whole = whole and _auto_pad(node) in ("NOTSET", "VALID")
+    return _Found(site, 1, 1, "" if whole else "its sums differ from place to place", bias)
 
 
 def _gemm(facts: Facts, node: ir.Node, graph: ir.Graph) -> _Found | None:
@@ -191,7 +192,7 @@ def _gemm(facts: Facts, node: ir.Node, graph: ir.Graph) -> _Found | None:
         alpha=float_attribute(node, "alpha", 1.0), beta=float_attribute(node, "beta", 1.0),
     )  # fmt: skip
     in_axis = 0 if int_attribute(node, "transA", 0) else 1
-    return _Found(site, in_axis, 1, True, bias)
+    return _Found(site, in_axis, 1, "", bias)
 
 
 def _matmul(facts: Facts, node: ir.Node, graph: ir.Graph) -> _Found | None:
@@ -222,7 +223,8 @@ def _matmul_by(
     site = LinearSite(node, graph, position, 1 - position, layout, slot, bias_input=2,
                       add=add, becomes_gemm=gemm, rows=rows)  # fmt: skip
     bias = Bias.BUILT_IN if add is not None or gemm else Bias.OPERATOR
-    return _Found(site, in_axis, out_axis, all(dim == 1 for dim in shape[:-2]), bias)
+    barrier = "" if all(dim == 1 for dim in shape[:-2]) else "each batch has a weight of its own"
+    return _Found(site, in_axis, out_axis, barrier, bias)
 
 
 def _bias_add(facts: Facts, node: ir.Node, channels: int, back: int) -> ir.Node | None:

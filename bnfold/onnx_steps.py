@@ -20,6 +20,8 @@ from bnfold.errors import InvalidModelError
 from bnfold.onnx_evaluate import UncomputableError
 from bnfold.onnx_facts import FLOAT_TYPES, Facts, float_attribute, input_at, int_attribute
 
+_EPSILON = float(np.float32(1e-5))  # the default is a float32 in the operator's schema
+
 BINARY = frozenset({"Mul", "Add", "Sub", "Div"})
 
 
@@ -90,7 +92,7 @@ def _batch_norm(facts: Facts, node: ir.Node, graph: ir.Graph) -> FoundStep | Non
         return FoundStep(site, 1, None, Form.BOTH, unproved=str(error))
     _refuse_bad_parameters(facts, node, parameters)
     gamma, beta, mean, variance = parameters
-    epsilon = float_attribute(node, "epsilon", 1e-5)
+    epsilon = float_attribute(node, "epsilon", _EPSILON)
     with np.errstate(all="ignore"):
         taken = AffineMap.batch_norm(gamma, beta, mean, variance, epsilon)
     return FoundStep(site, 1, taken, Form.BOTH)

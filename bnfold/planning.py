@@ -45,7 +45,7 @@ class Reason(Enum):
     OTHER_READER = ("BNF007", "the tensor next to it is also read by {witness}")
     GRAPH_BOUNDARY = ("BNF008", "it stands on the boundary of the graph at {witness}")
     CAPTURED = ("BNF009", "the tensor {witness} is captured by a subgraph")
-    ZERO_PADDING = ("BNF010", "its shift can't pass the zeros that {witness} pads with")
+    ZERO_PADDING = ("BNF010", "its shift does not reach every output of {witness} alike")
     BIAS_NOT_CONSTANT = ("BNF011", "the bias of {witness} is computed at run time")
     EXTRA_OPERATOR = ("BNF012", "its shift would need an Add of its own after {witness}")
     RANGE = ("BNF013", "the folded weight leaves the range of its type: {witness}")
@@ -98,7 +98,11 @@ class Absorption:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Every affine step is in exactly one of ``folds`` and ``kept``."""
+    """Every affine step is in exactly one of ``folds`` and ``kept``.
+
+    ``folds`` are in the order in which they were decided, which is the order to make them in:
+    each speaks of the tensors that the ones before it left.
+    """
 
     level: str
     folds: tuple[Fold, ...]

@@ -97,8 +97,8 @@ def input_refusal(step: Affine, taken: AffineMap, linear: Linear) -> Refusal | N
         return refusal
     if taken.is_scaling:
         return None
-    if not linear.uniform_input_shift:
-        return Refusal(Reason.ZERO_PADDING, (linear.name,))
+    if linear.shift_barrier:
+        return Refusal(Reason.ZERO_PADDING, (linear.name,), linear.shift_barrier)
     if linear.bias is Bias.DYNAMIC:
         return Refusal(Reason.BIAS_NOT_CONSTANT, (linear.name,))
     return None

@@ -6,9 +6,20 @@ that has to keep a name of its own.
 
 from __future__ import annotations
 
+import numpy as np
+
+from bnfold.affine import AffineMap
 from bnfold.passes.draft import Draft
 from bnfold.passes.guards import Refusal, anchored
 from bnfold.planning import How, Stored
+
+
+_ROUNDING = 2.0**-50  # what a few products of float64 may be off, and no weight can tell
+
+
+def is_identity(taken: AffineMap) -> bool:
+    """Whether a step changes nothing: a Mul by k and a Div by k may miss 1 by an ulp."""
+    return taken.is_scaling and bool((np.abs(taken.scale - 1) <= _ROUNDING).all())
 
 
 def drop_identity(draft: Draft, index: int) -> Refusal | None:

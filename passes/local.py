@@ -15,7 +15,7 @@ from bnfold.passes.backward import fold_backward
 from bnfold.passes.draft import Draft
 from bnfold.passes.forward import fold_forward
 from bnfold.passes.guards import Refusal
-from bnfold.passes.identity import drop_identity
+from bnfold.passes.identity import drop_identity, is_identity
 from bnfold.passes.merge import merge_with_next
 from bnfold.planning import Fold, How, Kept, Plan, Reason, Stored
 
@@ -47,8 +47,9 @@ def plan_local(graph: ChannelGraph, refused: Mapping[int, Kept] | None = None) -
         for i, op in enumerate(graph.operators)
         if isinstance(op, ConstantStep) and i not in draft.refused
     ]
-    folds = sorted([*draft.folds.values(), *evaluated], key=lambda fold: fold.step)
-    return Plan("local", tuple(folds), _kept(draft, refusals), draft.absorptions)
+    return Plan(
+        "local", (*draft.folds.values(), *evaluated), _kept(draft, refusals), draft.absorptions
+    )
 
 
 def _fold(draft: Draft, index: int, step: Affine, refusals: dict[int, Refusal]) -> bool:
@@ -58,7 +59,7 @@ def _fold(draft: Draft, index: int, step: Affine, refusals: dict[int, Refusal]) 
         channel = int(np.argmin(np.isfinite(taken.scale) & np.isfinite(taken.shift)))
         refusals[index] = Refusal(Reason.RANGE, (step.name,), f"channel {channel} is not finite")
         return False
-    if taken.is_identity:
+    if is_identity(taken):
         refusal = drop_identity(draft, index)
         if refusal is not None:
             refusals[index] = refusal

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
@@ -57,6 +58,25 @@ def batch_norm(
 def weight(rng: np.random.Generator, *shape: int, dtype: DTypeLike = np.float32) -> Array:
     """A random weight."""
     return rng.normal(0, 0.5, shape).astype(dtype)
+
+
+def words(text: str) -> set[str]:
+    """The names in a piece of ONNX text."""
+    return set(re.findall(r"\w+", text))
+
+
+def rounded(values: NDArray[np.float64], dtype: DTypeLike) -> Array:
+    """``values``, each the nearest of its neighbours in ``dtype`` (ties to even), by search."""
+    near = values.astype(np.float32).astype(dtype) if np.dtype(dtype).itemsize == 2 else None
+    if near is None:
+        return values.astype(dtype)
+    bits = near.view(np.int16)
+    around = np.stack([(bits + k).astype(np.int16).view(dtype) for k in (-1, 0, 1)])
+    far = np.abs(around.astype(np.float64) - values)
+    even = np.stack([(bits + k) % 2 for k in (-1, 0, 1)])
+    best = np.lexsort((even, far), axis=0)[0]
+    result: Array = np.take_along_axis(around, best[None], axis=0)[0]
+    return result
 
 
 def operators(proto: onnx.ModelProto) -> Counter[str]:

@@ -40,7 +40,7 @@ def net(
 ) -> onnx.ModelProto:
     """A model over the image ``x`` and further inputs, with the constants that ``body`` names."""
     read = ", ".join(part for part in ("float[2,3,4,4] x", inputs) if part)
-    words = set(re.findall(r"\w+", body))
+    words = nets.words(body)
     used = {name: value for name, value in constants().items() if name in words}
     return nets.model(f"g ({read}) => ({outputs}) {{ {body} }}", used, **header)
 

@@ -7,7 +7,6 @@ a function for each operator says which channels an element of its weight joins.
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -135,8 +134,6 @@ CONVS = {
 _PLAIN = Operator("{y} = Gemm({x}, w)", gemm, (5, 3), (3, 4), (5, 4))
 _FULL = replace(_PLAIN, text="{y} = Gemm<alpha=0.75, beta=-1.5>({x}, w, k)", alpha=0.75,
                 beta=-1.5, bias=(4,))  # fmt: skip
-_TRANS_B = {"joins": gemm_transposed, "w": (4, 3)}
-_TRANS_A = {"x": (3, 5), "in_axis": 0}
 
 GEMMS = {
     **{f"Gemm C {list(c)}": replace(_FULL, bias=c)
@@ -145,10 +142,12 @@ GEMMS = {
     'Gemm C ""': replace(_PLAIN, text='{y} = Gemm({x}, w, "")'),
     "Gemm alpha, without C": replace(_PLAIN, text="{y} = Gemm<alpha=-2.0>({x}, w)", alpha=-2.0),
     "Gemm beta 0": replace(_FULL, text="{y} = Gemm<beta=0.0>({x}, w, k)", alpha=1.0, beta=0.0),
-    "Gemm transB": replace(_FULL, text=_FULL.text.replace("<", "<transB=1, "), **_TRANS_B),
-    "Gemm transA": replace(_FULL, text=_FULL.text.replace("<", "<transA=1, "), **_TRANS_A),
+    "Gemm transB": replace(_FULL, text=_FULL.text.replace("<", "<transB=1, "),
+                           joins=gemm_transposed, w=(4, 3)),
+    "Gemm transA": replace(_FULL, text=_FULL.text.replace("<", "<transA=1, "), x=(3, 5),
+                           in_axis=0),
     "Gemm transA transB": replace(_PLAIN, text="{y} = Gemm<transA=1, transB=1>({x}, w)",
-                                  **_TRANS_A, **_TRANS_B),
+                                  joins=gemm_transposed, w=(4, 3), x=(3, 5), in_axis=0),
     "Gemm square": replace(_FULL, x=(4, 4), w=(4, 4), y=(4, 4)),
     "Gemm square C": replace(_FULL, x=(4, 4), w=(4, 4), y=(4, 4), bias=(4, 1)),
 }  # fmt: skip
@@ -279,7 +278,9 @@ def bias_of(stored: nets.Array | None, operator: Operator) -> F64:
 
 def held(proto: onnx.ModelProto, operator: Operator) -> tuple[nets.Array, F64]:
     """The weight of the linear node, and the bias that it or the Add after it holds."""
-    node = next(n for n in proto.graph.node if n.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul"))
+    node = next(
+        n for n in proto.graph.node if n.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")
+    )
     adds = [n for n in proto.graph.node if n.op_type == "Add"]
     constants = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
     weight = next(constants[name] for name in node.input[:2] if name in constants)
@@ -436,15 +437,16 @@ def test_spatial_0_has_one_set_of_statistics_a_position() -> None:
 def test_epsilon_that_is_not_given_is_the_float32_of_the_schema(dtype: type) -> None:
     # With a variance of 0 nothing else is under the root: 1e-5 in float64 is another number.
     word = np.dtype(dtype).name.replace("float32", "float").replace("float64", "double")
-    one, zero = np.ones(2, dtype), np.zeros(2, dtype)
+    one: nets.Array = np.ones(2, dtype)
+    zero: nets.Array = np.zeros(2, dtype)
     proto = nets.model(
         f"""g ({word}[2,2,1,1] x) => ({word}[2,2,1,1] y) {{
             c = Conv(x, w) [bn] y = {BN}(c, one, zero, zero, zero) }}""",
         {"w": np.ones((2, 2, 1, 1), dtype), "one": one, "zero": zero},
     )
     model, _ = nets.folded(proto, 1e-12 if dtype is np.float64 else 1e-7)
-    expected = np.full((2, 2, 1, 1), 1 / np.sqrt(EPSILON)).astype(dtype)
-    np.testing.assert_array_equal(nets.constant(model, "w"), expected)
+    right: nets.Array = np.full((2, 2, 1, 1), 1 / np.sqrt(EPSILON)).astype(dtype)
+    np.testing.assert_array_equal(nets.constant(model, "w"), right)
 
 
 # ---- Mul, Add, Sub, Div up to version 6: broadcast and axis are attributes ----
@@ -481,8 +483,9 @@ def test_old_broadcasting_says_where_the_constant_lies(
         return
     onnx.checker.check_model(result.model, full_check=True)
     w, b, k = (constants[name].astype(np.float64).reshape(-1) for name in "wbk")
-    a, t = {"Mul": (k, 0), "Add": (1, k), "Sub": (1, -k), "Div": (1 / k, 0)}[operator]
-    rows = (w.reshape(4, 3) * np.reshape(a, (-1, 1))).astype(np.float32)
+    maps = {"Mul": (k, 0 * k), "Add": (k**0, k), "Sub": (k**0, -k), "Div": (1 / k, 0 * k)}
+    a, t = maps[operator]
+    rows = (w.reshape(4, 3) * a.reshape(-1, 1)).astype(np.float32)
     np.testing.assert_array_equal(nets.constant(result.model, "w").reshape(4, 3), rows)
     np.testing.assert_array_equal(nets.constant(result.model, "b"), (b * a + t).astype(np.float32))
 
@@ -499,15 +502,18 @@ CHAINS: dict[str, tuple[str, dict[str, str], dict[str, int]]] = {
         {"a": "forward", "b": "merged", "s": "forward"}, {"Relu": 1, "Conv": 1},
     ),
     "backward first, forward where that is barred": (
-        "c = Conv(x, w) [a] d = Mul(c, k) e = Conv(d, v) f = Relu(e) [b] h = Mul(f, k) y = Conv(h, v2)",
+        """c = Conv(x, w) [a] d = Mul(c, k) e = Conv(d, v) f = Relu(e) [b] h = Mul(f, k)
+           y = Conv(h, v2)""",
         {"a": "backward", "b": "forward"}, {"Conv": 3, "Relu": 1},
     ),
     "through Identity and Dropout": (
-        "c = Conv(x, w) i = Identity(c) d = Dropout(i) [a] e = {bn3} j = Identity(e) [b] y = Mul(j, k)",
+        """c = Conv(x, w) i = Identity(c) d = Dropout(i) [a] e = {bn3} j = Identity(e)
+           [b] y = Mul(j, k)""",
         {"a": "backward", "b": "backward"}, {"Conv": 1, "Identity": 2, "Dropout": 1},
     ),
     "forward through Identity and Dropout": (
-        "r = Relu(x4) [a] d = {bn2} i = Identity(d) [b] e = Mul(i, k) j = Dropout(e) y = Conv(j, v)",
+        """r = Relu(x4) [a] d = {bn2} i = Identity(d) [b] e = Mul(i, k) j = Dropout(e)
+           y = Conv(j, v)""",
         {"a": "forward", "b": "forward"}, {"Relu": 1, "Identity": 1, "Dropout": 1, "Conv": 1},
     ),
     "between Relus, Mul and Mul are one": (
@@ -523,7 +529,8 @@ CHAINS: dict[str, tuple[str, dict[str, str], dict[str, int]]] = {
         {"a": "BNF014", "b": "BNF014"}, {"Relu": 2, "Mul": 1, "Add": 1},
     ),
     "between Relus, all merge into a BatchNorm": (
-        "r = Relu(x4) [m] b0 = Mul(r, k) [a] d = {bn0} [b] e = Mul(d, k) [s] f = Add(e, k) y = Relu(f)",
+        """r = Relu(x4) [m] b0 = Mul(r, k) [a] d = {bn0} [b] e = Mul(d, k) [s] f = Add(e, k)
+           y = Relu(f)""",
         {"m": "merged", "a": "BNF014", "b": "merged", "s": "merged"},
         {"Relu": 2, BN: 1},
     ),
@@ -532,7 +539,8 @@ CHAINS: dict[str, tuple[str, dict[str, str], dict[str, int]]] = {
         {"a": "merged", "b": "BNF014"}, {"Relu": 2, BN: 1},
     ),
     "what undoes itself is gone": (
-        "r = Relu(x4) [a] d = Mul(r, k) [b] e = Div(d, k) [s] f = Neg(e) [n] h = Neg(f) y = Relu(h)",
+        """r = Relu(x4) [a] d = Mul(r, k) [b] e = Div(d, k) [s] f = Neg(e) [n] h = Neg(f)
+           y = Relu(h)""",
         {}, {"Relu": 2},
     ),
     "a scalar joins channels": (
@@ -574,7 +582,7 @@ def test_chains_fold_to_the_fixpoint(
         "row": nets.weight(rng, 4), "two": np.array([2], np.float32), "bias": nets.weight(rng, 4),
         **nets.batch_norm(rng, "n", 4),
     }  # fmt: skip
-    words = set(re.findall(r"\w+", text))
+    words = nets.words(text)
     used = {name: value for name, value in constants.items() if name in words}
     x = "float[2,4,4,4] x4" if "x4" in text else "float[2,3,4,4] x"
     proto = nets.model(f"g ({x}) => (float[2,4,4,4] y) {{ {text} }}", used)
@@ -582,7 +590,6 @@ def test_chains_fold_to_the_fixpoint(
     assert nets.operators(model) == left
     assert nets.verdicts(report) == verdicts or not verdicts
     assert nets.runtime_says(model) == ""
-
 
 
 # ---- chains drawn by chance ----
@@ -602,7 +609,8 @@ IMAGE_STEPS = {
     "conv transposed": "{y} = ConvTranspose({x}, {k}_w)",
     "conv transposed wide": "{y} = ConvTranspose<pads=[1,1,1,1]>({x}, {k}_w3)",
     "conv transposed grouped": "{y} = ConvTranspose<group=2>({x}, {k}_h)",
-    "two readers": "{k}_p = Conv({x}, {k}_w) {k}_q = Conv({x}, {k}_w2, {k}_s) {y} = Max({k}_p, {k}_q)",
+    "two readers": "{k}_p = Conv({x}, {k}_w) {k}_q = Conv({x}, {k}_w2, {k}_s) "
+    "{y} = Max({k}_p, {k}_q)",
     "same weight": "{k}_p = Conv({x}, {k}_w) {y} = Conv({k}_p, {k}_w, {k}_s)",
 }  # fmt: skip
 
@@ -636,11 +644,12 @@ def chain(world: str, steps: list[str], seed: int) -> onnx.ModelProto:
     shapes = {"w": (4, 4, 1, 1), "w2": (4, 4, 1, 1), "w3": (4, 4, 3, 3), "d": (4, 1, 1, 1),
               "h": (4, 2, 1, 1), "c": (4, 1, 1), "s": (4,), "u": (4, 1), "o": (4, 4),
               "o2": (4, 4), "1": ()}  # fmt: skip
-    lines, constants = [], {}
+    lines: list[str] = []
+    constants: dict[str, nets.Array] = {}
     for i, step in enumerate(steps):
         y = "y" if i == len(steps) - 1 else f"t{i + 1}"
         lines.append(table[step].format(x=f"t{i}", y=y, k=f"k{i}"))
-        words = set(re.findall(r"\w+", lines[-1]))
+        words = nets.words(lines[-1])
         made = {f"k{i}_{key}": rng.uniform(0.5, 2, dims) * rng.choice([-1, 1], dims)
                 for key, dims in shapes.items()}  # fmt: skip
         made |= nets.batch_norm(rng, f"k{i}", 4, np.float64)
@@ -648,9 +657,7 @@ def chain(world: str, steps: list[str], seed: int) -> onnx.ModelProto:
             made[f"k{i}_h"] = rng.uniform(0.5, 2, (4, 2, 1, 1))
         constants |= {name: np.asarray(value) for name, value in made.items() if name in words}
     x = ",".join(map(str, shape))
-    return nets.model(
-        f"g (double[{x}] t0) => (double[{x}] y) {{ {' '.join(lines)} }}", constants
-    )
+    return nets.model(f"g (double[{x}] t0) => (double[{x}] y) {{ {' '.join(lines)} }}", constants)
 
 
 @pytest.mark.parametrize("world", WORLDS)

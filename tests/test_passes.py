@@ -43,7 +43,6 @@ def linear(at: int, **other: object) -> Linear:
         "name": f"conv{at}", "op_type": "Conv", "inputs": (at,), "outputs": (at + 1,),
         "in_axis": 1, "out_axis": 1, "in_channels": 2, "out_channels": 2,
         "weight": Weight(f"w{at}", "FLOAT", (f"conv{at}",)), "bias": Bias.BUILT_IN,
-        "uniform_input_shift": True,
     }  # fmt: skip
     return Linear(**{**facts, **other})  # type: ignore[arg-type]
 
@@ -145,7 +144,7 @@ def test_a_zero_scale_folds_in_both_directions() -> None:
 
 
 def test_a_scale_passes_zero_padding_where_a_shift_does_not() -> None:
-    padded = linear(1, uniform_input_shift=False)
+    padded = linear(1, shift_barrier="it pads with zeros")
     assert plan_local(graph([step(0, SCALE), padded])).folds
     kept = only_kept(plan_local(graph([step(0), padded])))
     assert (kept.reason, kept.witness) == (Reason.ZERO_PADDING, ("conv1",))

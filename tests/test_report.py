@@ -47,7 +47,7 @@ STEPS = (
     kept("mul1", "BNF014", "no-linear-neighbour", "no linear operator is next to it, only relu1"),
     folded("bn2", "conv2"),
     Step("bn3", "BatchNormalization", "folded", "forward", ("fc",), sentence="into fc after it"),
-    kept("mul2", "BNF010", "zero-padding", "its shift can't pass the zeros that conv3 pads with"),
+    kept("mul2", "BNF010", "zero-padding", "its shift does not reach every output of conv3 alike"),
     kept("mul3", "BNF014", "no-linear-neighbour", "no linear operator is next to it, only relu2"),
 )
 BEFORE = Size({"BatchNormalization": 3, "Conv": 3, "Identity": 1, "Mul": 3}, 1_207_000, 4_828_000)
@@ -68,7 +68,7 @@ bytes                  4.8 MB     4.8 MB  -1.0 kB      ~0 %
 6 affine steps: 3 folded (2 backward, 1 forward), 3 kept
 
 kept for BNF010 zero-padding: 1 step
-  mul2 (Mul): its shift can't pass the zeros that conv3 pads with
+  mul2 (Mul): its shift does not reach every output of conv3 alike
 
 kept for BNF014 no-linear-neighbour: 2 steps
   mul1 (Mul): no linear operator is next to it, only relu1
@@ -83,7 +83,7 @@ fold  bn2 (BatchNormalization): into conv2 before it
 fold  bn3 (BatchNormalization): into fc after it
 
 keep  mul1 (Mul): BNF014 no-linear-neighbour: no linear operator is next to it, only relu1
-keep  mul2 (Mul): BNF010 zero-padding: its shift can't pass the zeros that conv3 pads with
+keep  mul2 (Mul): BNF010 zero-padding: its shift does not reach every output of conv3 alike
 keep  mul3 (Mul): BNF014 no-linear-neighbour: no linear operator is next to it, only relu2"""
 
 NUMBERS = Figures(

@@ -441,14 +441,10 @@ def test_bias_alpha_and_beta_are_taken_along(body: str, rng: np.random.Generator
         "four": nets.weight(rng, 3, 1, 1), "row": nets.weight(rng, 3),
         "column": nets.weight(rng, 3, 1), "matrix": nets.weight(rng, 3, 3),
     }  # fmt: skip
-    used = {name: value for name, value in constants.items() if name in _words(body)}
+    used = {name: value for name, value in constants.items() if name in nets.words(body)}
     model, report = quiet(nets.model(f"g ({x}) => ({y} y) {{ {body} }}", used))
     assert len(model.graph.node) == 1
     assert nets.verdicts(report)["s"] in ("backward", "forward")
-
-
-def _words(text: str) -> set[str]:
-    return set(text.replace("(", " ").replace(")", " ").replace(",", " ").split())
 
 
 # ---- 11. names ----

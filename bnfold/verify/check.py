@@ -7,7 +7,7 @@ against the float64 oracle of the reference, on each provider).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from bnfold.verify.interface import require_same_interface
 from bnfold.verify.judge import Verdict, judge_output, judge_outputs
 from bnfold.verify.models import LoadedModel, load_model, rounding_unit, same_graph
 from bnfold.verify.oracle import Oracle
+from bnfold.verify.probe import all_constant, deepest_varying, probed
 from bnfold.verify.result import CheckResult, OutputResult, TierResult
 from bnfold.verify.runner import OrtRunner, full_name
 from bnfold.verify.weights import judge_weights
@@ -43,6 +44,7 @@ def check(
     samples: int = SAMPLES,
     seed: int = 0,
     expected_weights: Mapping[str, NDArray[Any]] | None = None,
+    same_names: bool = False,
     on_progress: Progress | None = None,
 ) -> CheckResult:
     """Checks that a folded model says what the unfolded one says.
@@ -55,6 +57,8 @@ def check(
         samples: How many synthetic samples.
         seed: Their seed.
         expected_weights: What the fold should have stored, by tensor name; adds tier A.
+        same_names: A tensor of one name holds one value in both, as in what bnfold folds: then a
+            tensor inside is judged where the outputs are the same for every sample.
         on_progress: Told of each step.
 
     Returns:
@@ -80,7 +84,8 @@ def check(
     if expected_weights is not None:
         tier, warnings = _tier_a(expected_weights, folded)
         tiers.append(tier)
-    tiers.extend(_tier_c(unfolded, folded, names, drawn, on_progress or _silent))
+    progress = on_progress or _silent
+    tiers.extend(_tier_c(unfolded, folded, names, drawn, progress, same_names=same_names))
     return CheckResult(
         unfolded.name, folded.name, tuple(tiers), len(drawn.feeds), drawn.seed, warnings
     )
@@ -103,6 +108,8 @@ def _tier_c(
     providers: Sequence[str],
     drawn: Samples,
     progress: Progress,
+    *,
+    same_names: bool,
 ) -> Iterator[TierResult]:
     doubt = _empty_proof(unfolded, folded, drawn)
     if doubt:
@@ -117,6 +124,14 @@ def _tier_c(
         return
     # The reference's alone: a candidate that stores narrower weights has to answer for it.
     unit = rounding_unit(unfolded.proto)
+    if same_names and len(drawn.feeds) > 1 and all_constant(oracle, unit):
+        name = deepest_varying(unfolded, folded, drawn.feeds)
+        if name is not None:
+            inside = (probed(unfolded, name), probed(folded, name))
+            for tier in _tier_c(*inside, providers, drawn, progress, same_names=False):
+                said = f"the outputs are the same for every sample; inside, {tier.message}"
+                yield replace(tier, message=said)
+            return
     yield from (_judge(run, oracle, unit) for run in runs)
 
 

@@ -168,7 +168,7 @@ def judge_floats(
     e_unfold = np.array([_error(u, y, size) for y, u, _ in wide])
     e_fold = np.array([_error(f, y, size) for y, _, f in wide])
     verdict = _compare(name, e_fold, e_unfold, unit, jitter)
-    if verdict.verdict is Verdict.PASS and _is_constant([y for y, _, _ in wide], unit):
+    if verdict.verdict is Verdict.PASS and is_constant([y for y, _, _ in wide], unit):
         return _constant(name, verdict.figures)
     return verdict
 
@@ -253,7 +253,8 @@ def _logs(values: F64) -> F64:
     return logs
 
 
-def _is_constant(oracle: Sequence[F64], unit: float) -> bool:
+def is_constant(oracle: Sequence[F64], unit: float) -> bool:
+    """Whether an output is the same for every sample, as far as ``unit`` can tell."""
     first = oracle[0]
     return all(
         y.shape == first.shape

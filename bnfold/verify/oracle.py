@@ -119,7 +119,8 @@ class LiftedEvaluator(ReferenceEvaluator):
         values: dict[str, Any] = {"": None, **self.rt_inits_, **feed_inputs}
         for node, spent in zip(self.rt_nodes_, self._spent, strict=True):
             for name, value in zip(node.output, _compute(node, values, attributes), strict=False):
-                values[name] = lift(value)
+                if name:  # "" is an optional output that nobody asked for
+                    values[name] = lift(value)
             for name in spent:
                 values.pop(name, None)
         wanted = self.output_names_ if output_names is None else output_names

@@ -1,0 +1,50 @@
+"""Where outputs prove nothing, a tensor inside is judged: right folds pass, wrong ones do not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+import bnfold
+from bnfold.verify.check import check
+from bnfold.verify.judge import Verdict
+from tests import nets
+
+# All weights of the last layer are alike, so that the softmax is uniform whatever the input.
+TEXT = """g (float[N,3,8,8] x) => (float[N,5] y) {
+    c = Conv(x, w) b = BatchNormalization(c, bn_g, bn_b, bn_m, bn_v) r = Relu(b)
+    p = GlobalAveragePool(r) f = Flatten(p) z = Gemm(f, same) y = Softmax(z)
+}"""
+
+
+def net() -> onnx.ModelProto:
+    rng = np.random.default_rng(0)
+    constants = {"w": nets.weight(rng, 6, 3, 3, 3), "same": np.ones((6, 5), np.float32)}
+    return nets.model(TEXT, constants | nets.batch_norm(rng, "bn", 6))
+
+
+def test_a_right_fold_passes_by_a_tensor_inside(tmp_path: Path) -> None:
+    source = tmp_path / "net.onnx"
+    onnx.save(net(), source)
+    result = bnfold.optimize(source, tmp_path / "out.onnx")
+    assert result.check is not None
+    assert result.check.verdict is Verdict.PASS
+    assert "inside, output 'z'" in result.check.tiers[-1].message
+
+
+@pytest.mark.parametrize("factor", [1.001, -1.0, 0.0])
+def test_a_wrong_fold_fails_by_a_tensor_inside(factor: float) -> None:
+    folded = bnfold.fold(net()).model
+    weight = next(t for t in folded.graph.initializer if t.name == "w")
+    values = numpy_helper.to_array(weight).copy()
+    values[3] *= factor
+    weight.CopyFrom(numpy_helper.from_array(values, "w"))
+    assert check(net(), folded, same_names=True).verdict is Verdict.FAIL
+
+
+def test_names_that_prove_nothing_leave_it_inconclusive() -> None:
+    assert check(net(), bnfold.fold(net()).model).verdict is Verdict.INCONCLUSIVE
