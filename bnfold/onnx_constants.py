@@ -213,9 +213,10 @@ class Constants:
             return partial(read_tensor, tensor)
         producer = value.producer()
         assert producer is not None
-        if producer.op_type in ("Shape", "Size"):
-            sizes = self._sizes(producer) or ()
-            return partial(_same, np.array(sizes if producer.op_type == "Shape" else sizes[0]))
+        sizes = self._sizes(producer) if producer.op_type in ("Shape", "Size") else None
+        if sizes is not None:
+            listed = np.array(sizes, dtype=np.int64)
+            return partial(_same, listed if producer.op_type == "Shape" else listed[0])
         wide = producer.op_type not in _MOVES
         inputs = [
             None if v is None else self._input_reader(v, wide) for v in value_inputs(producer)

@@ -21,6 +21,7 @@ from bnfold.channel_graph import (
     Value,
 )
 from bnfold.onnx_constants import bodies
+from bnfold.onnx_evaluate import UncomputableError
 from bnfold.onnx_facts import FLOAT_TYPES, Facts
 from bnfold.onnx_linear import LinearSite, _Found, as_operator, find_linear
 from bnfold.onnx_shapes import Inferred
@@ -109,6 +110,12 @@ class _Walk:
         self.sites.append(site)
 
     def _node(self, node: ir.Node, graph: ir.Graph) -> None:
+        try:
+            self._recognise(node, graph)
+        except UncomputableError:  # a constant whose shape nothing states, and that can't be had
+            self._other(node, graph)
+
+    def _recognise(self, node: ir.Node, graph: ir.Graph) -> None:
         if node.outputs and all(self.facts.constants.is_constant(v) for v in node.outputs):
             self._constant(node, graph)
         elif (linear := find_linear(self.facts, node, graph)) is not None:

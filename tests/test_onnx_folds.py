@@ -637,8 +637,11 @@ WORLDS = {"image": (IMAGE_STEPS, (2, 4, 3, 3)), "rows": (ROW_STEPS, (2, 4, 4)),
           "flat": (FLAT_STEPS, (4, 4))}  # fmt: skip
 
 
-def chain(world: str, steps: list[str], seed: int) -> onnx.ModelProto:
-    """A model in double of the steps, with constants of its own for each."""
+def chain(world: str, steps: list[str], seed: int, also: frozenset[int]) -> onnx.ModelProto:
+    """A model in double of the steps, with constants of its own for each.
+
+    ``also`` are the steps whose result is an output of the model, too.
+    """
     rng = np.random.default_rng(seed)
     table, shape = WORLDS[world]
     shapes = {"w": (4, 4, 1, 1), "w2": (4, 4, 1, 1), "w3": (4, 4, 3, 3), "d": (4, 1, 1, 1),
@@ -647,17 +650,15 @@ def chain(world: str, steps: list[str], seed: int) -> onnx.ModelProto:
     lines: list[str] = []
     constants: dict[str, nets.Array] = {}
     for i, step in enumerate(steps):
-        y = "y" if i == len(steps) - 1 else f"t{i + 1}"
-        lines.append(table[step].format(x=f"t{i}", y=y, k=f"k{i}"))
-        words = nets.words(lines[-1])
+        lines.append(table[step].format(x=f"t{i}", y=f"t{i + 1}", k=f"k{i}"))
         made = {f"k{i}_{key}": rng.uniform(0.5, 2, dims) * rng.choice([-1, 1], dims)
                 for key, dims in shapes.items()}  # fmt: skip
         made |= nets.batch_norm(rng, f"k{i}", 4, np.float64)
-        if "transposed grouped" in step:
-            made[f"k{i}_h"] = rng.uniform(0.5, 2, (4, 2, 1, 1))
+        words = nets.words(lines[-1])
         constants |= {name: np.asarray(value) for name, value in made.items() if name in words}
-    x = ",".join(map(str, shape))
-    return nets.model(f"g (double[{x}] t0) => (double[{x}] y) {{ {' '.join(lines)} }}", constants)
+    typed = f"double[{','.join(map(str, shape))}]"
+    ends = ", ".join(f"{typed} t{i}" for i in sorted({*also, len(steps)}))
+    return nets.model(f"g ({typed} t0) => ({ends}) {{ {' '.join(lines)} }}", constants)
 
 
 @pytest.mark.parametrize("world", WORLDS)
@@ -668,7 +669,8 @@ def test_any_chain_says_the_same_and_folds_once_and_for_all(
 ) -> None:
     table, _ = WORLDS[world]
     steps = data.draw(st.lists(st.sampled_from(sorted(table)), min_size=1, max_size=9))
-    proto = chain(world, steps, data.draw(st.integers(0, 9)))
+    also = data.draw(st.frozensets(st.integers(1, len(steps)), max_size=1))
+    proto = chain(world, steps, data.draw(st.integers(0, 9)), also)
     model, report = nets.folded(proto, 1e-9)
     assert sum(nets.operators(model).values()) <= sum(nets.operators(proto).values())
     again = bnfold.fold(model)
