@@ -19,7 +19,7 @@ from bnfold.errors import UsageError
 from bnfold.onnx_commit import commit
 from bnfold.onnx_fold import FoldRefusedError
 from bnfold.onnx_model import Options, fold_model, plan_model, refusals, size_of
-from bnfold.onnx_read import ModelFile, read_model
+from bnfold.onnx_read import ModelFile, from_proto, read_model
 from bnfold.onnx_shapes import copy_of, infer_shapes
 from bnfold.onnx_write import Staging, write_model
 from bnfold.planning import Kept
@@ -220,7 +220,7 @@ def _given(model: str | os.PathLike[str] | OnnxModel) -> tuple[str, ir.Model, An
         file = read_model(model)
         return str(model), file.model, file.shapes
     if isinstance(model, onnx.ModelProto):
-        model = ir.from_proto(model)
+        model = from_proto(model, "<model>")
     if not isinstance(model, ir.Model):
         met = f"a {type(model).__module__}.{type(model).__name__} can't be folded"
         raise UsageError(met, todo="give a path, an onnx.ModelProto or an onnx_ir.Model")

@@ -40,8 +40,11 @@ _FLOAT_TYPES = frozenset({
     ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE,
 })  # fmt: skip
 
+# Which input gives the result its type, where it is not the first.
+_TYPED_BY = {"CastLike": 1, "Where": 1, "OneHot": 2}
+
 # They move elements about and compute nothing: their result is in the stored type.
-_MOVES = frozenset({"Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten"})
+MOVES = frozenset({"Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten"})
 
 _CACHED_BYTES = 1 << 16
 
@@ -147,9 +150,7 @@ class Constants:
         tensor = self.stored(value)
         if tensor is not None:
             return tensor.dtype
-        if value.dtype is not None:
-            return value.dtype
-        return self._computed_dtype(value)
+        return self.declared_dtype(value) or self._computed_dtype(value)
 
     def _computed_dtype(self, value: ir.Value) -> ir.DataType | None:
         producer = value.producer()
@@ -163,8 +164,7 @@ class Constants:
         if producer.op_type == "ConstantOfShape":
             filled = producer.attributes.get("value")
             return ir.DataType.FLOAT if filled is None else filled.as_tensor().dtype
-        position = 1 if producer.op_type == "CastLike" else 0
-        source = producer.inputs[position]
+        source = producer.inputs[_TYPED_BY.get(producer.op_type, 0)]
         if source is None or source in self._root:
             return None if source is None else self.dtype(source)
         return self.declared_dtype(source)
@@ -217,7 +217,7 @@ class Constants:
         if sizes is not None:
             listed = np.array(sizes, dtype=np.int64)
             return partial(_same, listed if producer.op_type == "Shape" else listed[0])
-        wide = producer.op_type not in _MOVES
+        wide = producer.op_type not in MOVES
         inputs = [
             None if v is None else self._input_reader(v, wide) for v in value_inputs(producer)
         ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 
 import onnx_ir as ir
 
@@ -26,13 +27,14 @@ from bnfold.onnx_facts import FLOAT_TYPES, Facts
 from bnfold.onnx_linear import LinearSite, _Found, as_operator, find_linear
 from bnfold.onnx_shapes import Inferred
 from bnfold.onnx_steps import BINARY, FoundStep, StepSite, find_step, is_dropout_inference
+from bnfold.onnx_tensors import stored_bytes
 
 # Normalisations and arithmetic that are worth nothing at run time when all they read is constant.
 _CONSTANT_STEPS = BINARY | {
     "BatchNormalization", "InstanceNormalization", "LayerNormalization", "GroupNormalization",
     "Neg",
 }  # fmt: skip
-_EVALUATED_ELEMENTS = 4096  # a constant this small may grow when it is evaluated
+_EVALUATED_BYTES = 1 << 14  # a constant this small may grow when it is evaluated
 
 _TIES = {
     "Identity": (Sign.ANY, ShiftRule.EQUAL),
@@ -156,8 +158,9 @@ class _Walk:
         constants = self.facts.constants
         if node.op_type not in _CONSTANT_STEPS or not constants.is_float(node.outputs[0]):
             return
-        size = _elements(self.facts, node.outputs[0])
-        if size > max(_EVALUATED_ELEMENTS, _elements(self.facts, constants.root(node.outputs[0]))):
+        if _bytes(self.facts, node.outputs[0]) > max(
+            _EVALUATED_BYTES, stored_bytes(constants.root(node.outputs[0]))
+        ):
             return  # evaluating it would make the file larger
         outputs = tuple(self._number(v) for v in node.outputs)
         step = ConstantStep(name=self.facts.label(node), op_type=node.op_type, inputs=(),
@@ -235,8 +238,6 @@ def _storage_readers(facts: Facts) -> Mapping[ir.Value, list[str]]:
     return readers
 
 
-def _elements(facts: Facts, value: ir.Value) -> int:
-    size = 1
-    for dim in facts.constants.shape(value):
-        size *= dim
-    return size
+def _bytes(facts: Facts, value: ir.Value) -> int:
+    dtype = facts.constants.dtype(value)
+    return prod(facts.constants.shape(value)) * (4 if dtype is None else int(dtype.itemsize))

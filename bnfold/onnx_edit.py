@@ -135,17 +135,18 @@ class Editor:
         """Remove constants and constant nodes that lost their last reader."""
         while self._left:
             value = self._left.pop()
-            if (
-                value.uses()
-                or value.is_graph_output()
-                or not self._facts.constants.is_constant(value)
-            ):
+            if value.uses() or value.is_graph_output() or not self._is_ours(value):
                 continue
             producer = value.producer()
             if producer is None:
                 self._drop_initializer(value)
             elif producer.graph is not None and not any(v.uses() for v in producer.outputs):
                 self._remove(producer)
+
+    def _is_ours(self, value: ir.Value) -> bool:
+        """Whether ``value`` is a constant, one of the model or one that was made here."""
+        made = value.is_initializer() and not value.is_graph_input()
+        return made or self._facts.constants.is_constant(value)
 
     def _drop_initializer(self, value: ir.Value) -> None:
         graph = value.graph

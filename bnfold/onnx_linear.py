@@ -16,6 +16,7 @@ import onnx_ir as ir
 from bnfold.affine import Layout, in_channels, out_channels
 from bnfold.channel_graph import Bias, Linear, Weight
 from bnfold.errors import InvalidModelError
+from bnfold.onnx_constants import MOVES
 from bnfold.onnx_facts import (
     Facts,
     float_attribute,
@@ -115,6 +116,9 @@ def _weight(facts: Facts, weight: ir.Value, readers: tuple[str, ...]) -> Weight 
         name = dtype.name if dtype is not None else "UNDEFINED"
         return Weight(facts.constants.root(weight).name or "", name, readers)
     producer = weight.producer()
+    while producer is not None and producer.op_type in MOVES:
+        source = producer.inputs[0]
+        producer = None if source is None else source.producer()
     if producer is not None and producer.op_type == "DequantizeLinear":
         return Weight(weight.name or "", "quantised integers behind DequantizeLinear", ())
     return None

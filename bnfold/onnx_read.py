@@ -57,9 +57,24 @@ def read_model(path: str | os.PathLike[str]) -> ModelFile:
     known_versions(proto, path)
     data_files = _external_files(proto, path)
     shapes = check_and_infer(proto, path)
-    model = ir.from_proto(proto)
+    model = from_proto(proto, str(path))
     _place(model, path)
     return ModelFile(path, model, shapes, data_files)
+
+
+def from_proto(proto: onnx.ModelProto, name: str) -> ir.Model:
+    """``proto`` as onnx-ir has it.
+
+    Raises:
+        InvalidModelError: It holds something that onnx-ir does not know, such as sparse tensors.
+    """
+    try:
+        return ir.from_proto(proto)
+    except Exception as error:
+        cause = error.__cause__ or error
+        met = f"onnx-ir can't take it: {cause}"
+        todo = "export it without sparse tensors or types that are newer than onnx-ir"
+        raise InvalidModelError(met, file=name, todo=todo) from error
 
 
 # ---- from bytes to a small proto ----
