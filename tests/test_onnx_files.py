@@ -19,7 +19,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import bnfold
-from bnfold import onnx_write
+from bnfold import affine, onnx_write
 from bnfold.errors import BnfoldError, InvalidModelError, ReadError, UsageError, WriteError
 from bnfold.onnx_read import read_model
 from bnfold.onnx_write import write_model
@@ -82,7 +82,9 @@ def many_types() -> onnx.ModelProto:
         numpy_helper.from_array(rng.integers(-9, 9, (400,)), "i64"),
         helper.make_tensor("typed", TensorProto.FLOAT, (20, 20), wide[:20, :20].ravel().tolist()),
         helper.make_tensor("int4", TensorProto.INT4, (3000,), [1, -2, 3] * 1000),
-        helper.make_tensor("words", TensorProto.STRING, (2,), [b"a" * 2000, b"b"]),
+        TensorProto(
+            name="words", data_type=TensorProto.STRING, dims=(2,), string_data=[b"a" * 2000, b"b"]
+        ),  # fmt: skip
         helper.make_tensor("empty", TensorProto.FLOAT, (0,), []),
         helper.make_tensor("scalar", TensorProto.FLOAT, (), [2.0]),
     ]
@@ -377,12 +379,10 @@ def test_the_mode_of_a_replaced_file_is_kept(path: Path, tmp_path: Path) -> None
 def test_a_model_that_fails_its_check_is_not_written(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import bnfold.onnx_fold as onnx_fold
+    def sabotaged(*args: Any) -> Any:
+        return affine.scale_rows(*args) * np.float32(1.01)
 
-    scaled = onnx_fold.scale_rows
-    monkeypatch.setattr(  # sabotage: one weight in a thousand is off by 1 %
-        onnx_fold, "scale_rows", lambda *args: scaled(*args) * np.float32(1.01)
-    )
+    monkeypatch.setattr("bnfold.onnx_fold.scale_rows", sabotaged)
     result = bnfold.optimize(path, tmp_path / "out.onnx")
     assert result.check is not None
     assert result.check.exit_code == 1

@@ -290,14 +290,19 @@ def held(proto: onnx.ModelProto, operator: Operator) -> tuple[nets.Array, F64]:
     return weight, np.broadcast_to(bias_of(next(iter(biases), None), operator), operator.y)
 
 
-def assert_folds(operator: Operator, made: Made, *, forward: bool) -> None:
-    model, report = nets.folded(made.proto)
-    assert nets.verdicts(report) == {"step": "forward" if forward else "backward"}
-    weight, bias = held(model, operator)
+def assert_exact(proto: onnx.ModelProto, operator: Operator, made: Made, *, forward: bool) -> None:
+    """Weight and bias are the correctly rounded float64 fold, to the last bit."""
+    weight, bias = held(proto, operator)
     right_weight, right_bias = expected(operator, made, forward=forward)
     np.testing.assert_array_equal(weight, right_weight)
     assert weight.tobytes() == right_weight.tobytes()
     np.testing.assert_array_equal(bias.astype(np.float32), right_bias.astype(np.float32))
+
+
+def assert_folds(operator: Operator, made: Made, *, forward: bool) -> None:
+    model, report = nets.folded(made.proto)
+    assert nets.verdicts(report) == {"step": "forward" if forward else "backward"}
+    assert_exact(model, operator, made, forward=forward)
     added = bool(operator.bare and made.t.any())
     assert sum(nets.operators(model).values()) == 1 + operator.nodes + added
     assert nets.runtime_says(model) == ""
@@ -349,6 +354,82 @@ def _refusal(operator: Operator, made: Made) -> str:
         return "BNF010"
     widens = operator.y[operator.axis] > operator.x[operator.in_axis]
     return "BNF012" if operator.bare and (widens or (made.a == 1).all()) else ""
+
+
+@pytest.mark.parametrize("forward", [False, True], ids=["backward", "forward"])
+@pytest.mark.parametrize("position", [1, 2], ids=["weight", "bias"])
+def test_one_unit_in_the_last_place_is_seen(forward: bool, position: int) -> None:
+    operator = OPERATORS["Conv 2, bias"]
+    made = make(operator, None, forward=forward)
+    model, _ = nets.folded(made.proto)
+    assert_exact(model, operator, made, forward=forward)
+    name = next(n for n in model.graph.node if n.op_type == "Conv").input[position]
+    tensor = next(t for t in model.graph.initializer if t.name == name)
+    value = onnx.numpy_helper.to_array(tensor).copy()
+    value.flat[-1] = np.nextafter(value.flat[-1], np.float32(np.inf))
+    tensor.CopyFrom(onnx.numpy_helper.from_array(value, name))
+    with pytest.raises(AssertionError):
+        assert_exact(model, operator, made, forward=forward)
+
+
+TYPES = {"float": np.float32, "double": np.float64, "float16": np.float16}
+
+
+@pytest.mark.parametrize("word", TYPES)
+@pytest.mark.parametrize("bias", ["", ", k"], ids=["no bias", "bias"])
+def test_both_sides_of_one_conv_are_rounded_once(word: str, bias: str) -> None:
+    dtype, rng = TYPES[word], np.random.default_rng(5)
+    constants = {
+        "w": nets.weight(rng, 4, 3, 2, 2, dtype=dtype), "n": nets.weight(rng, 3, 1, 1, dtype=dtype),
+        "o": nets.weight(rng, 4, 1, 1, dtype=dtype), "k": nets.weight(rng, 4, dtype=dtype),
+    }  # fmt: skip
+    text = (
+        f"r = Relu(x) [i] a = Mul(r, n) [j] e = Sub(n, a) c = Conv(e, w{bias}) [o1] y = Mul(c, o)"
+    )
+    proto = nets.model(
+        f"g ({word}[2,3,4,4] x) => ({word}[2,4,3,3] y) {{ {text} }}",
+        {name: value for name, value in constants.items() if name in nets.words(text)},
+    )
+    model, report = nets.folded(proto, 1e-12 if word == "double" else 1e-2)
+    assert set(nets.verdicts(report).values()) <= {"forward", "backward", "merged"}
+    w, n, o, k = (constants[name].astype(np.float64) for name in "wnok")
+    weight = w * o.reshape(-1, 1, 1, 1) * -n.reshape(1, -1, 1, 1)
+    shift = (w * n.reshape(1, -1, 1, 1)).sum(axis=(1, 2, 3))
+    total = (shift + (k if bias else 0)) * o.ravel()
+    conv_node = next(node for node in model.graph.node if node.op_type == "Conv")
+    held_weight, held_bias = (nets.constant(model, name) for name in conv_node.input[1:])
+    np.testing.assert_array_equal(held_weight, weight.astype(dtype))
+    if word == "double":
+        np.testing.assert_allclose(held_bias, total, rtol=1e-13)
+    else:
+        np.testing.assert_array_equal(held_bias, total.astype(dtype))
+
+
+@pytest.mark.parametrize("c", [(4,), (1, 4), (5, 4)], ids=str)
+def test_gemm_of_version_6_says_that_its_bias_broadcasts(c: Index) -> None:
+    rng = np.random.default_rng(0)
+    constants = {"w": nets.weight(rng, 3, 4), "k": nets.weight(rng, *c), "s": nets.weight(rng, 4)}
+    broadcast = int(c != (5, 4))
+    proto = nets.model(
+        f"""g (float[5,3] x) => (float[5,4] y) {{
+            h = Gemm<alpha=0.5, beta=2.0, broadcast={broadcast}>(x, w, k)
+            [step] y = Mul<broadcast=1>(h, s) }}""",
+        constants, opset=6,
+    )  # fmt: skip
+    onnx.checker.check_model(proto, full_check=True)
+    result = bnfold.fold(proto)
+    onnx.checker.check_model(result.model, full_check=True)
+    assert nets.verdicts(result.report) == {"step": "backward"}
+    attributes = {a.name: a.i or a.f for a in result.model.graph.node[0].attribute}
+    assert attributes["alpha"] == 0.5
+    assert "beta" not in attributes
+    w, k, s = (constants[name].astype(np.float64) for name in "wks")
+    folded = {t.name: onnx.numpy_helper.to_array(t) for t in result.model.graph.initializer}
+    np.testing.assert_array_equal(folded["w"], (w * s).astype(np.float32))
+    bias = folded[result.model.graph.node[0].input[2]]
+    assert attributes["broadcast"] == 1 or bias.shape == (5, 4)
+    wanted = np.broadcast_to((2 * k * s).astype(np.float32), (5, 4))
+    np.testing.assert_array_equal(np.broadcast_to(bias, (5, 4)), wanted)
 
 
 # ---- BatchNormalization in every version ----

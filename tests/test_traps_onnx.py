@@ -79,6 +79,19 @@ def test_mul_along_width_height_or_batch_is_not_taken_for_channels(
     assert nets.witness(unchanged(proto, "BNF006"), "mul") == ("Conv(c)",)
 
 
+def test_constant_of_three_axes_after_a_conv_over_lines_lies_on_the_batch(
+    rng: np.random.Generator,
+) -> None:
+    proto = nets.model(
+        """g (float[4,3,5] x) => (float[4,4,5] y) {
+            c = Conv(x, w)
+            [mul] y = Mul(c, k)
+        }""",
+        {"w": nets.weight(rng, 4, 3, 1), "k": nets.weight(rng, 4, 1, 1)},
+    )
+    unchanged(proto, "BNF006")
+
+
 @pytest.mark.parametrize("shape", [(4, 1, 1), (1, 4, 1, 1), (1, 1, 1), (1,), ()], ids=str)
 def test_mul_along_channels_folds(shape: tuple[int, ...], rng: np.random.Generator) -> None:
     proto = nets.model(
@@ -208,6 +221,26 @@ def test_dead_channel_in_half_precision_folds_to_finite_weights() -> None:
 def test_scale_that_is_not_finite_stays() -> None:
     report = unchanged(half_conv(0, 1, epsilon=0), "BNF013")
     assert "channel 2 is not finite" in report.kept[0].sentence
+
+
+@pytest.mark.parametrize("bad", [0.0, np.inf, np.nan], ids=str)
+def test_division_that_is_not_finite_stays(bad: float, rng: np.random.Generator) -> None:
+    divisor = nets.weight(rng, 4, 1, 1)
+    divisor[1] = bad
+    proto = nets.model(
+        """g (float[2,3,4,4] x) => (float[2,4,4,4] y) {
+            c = Conv(x, w)
+            [div] y = Div(c, k)
+        }""",
+        {"w": nets.weight(rng, 4, 3, 1, 1), "k": divisor},
+    )
+    result = bnfold.fold(proto)
+    if np.isinf(bad):  # dividing by it empties the channel, and nothing else
+        assert nets.verdicts(result.report) == {"div": "backward"}
+        assert not nets.constant(result.model, "w")[1].any()
+        return
+    assert nets.same(proto, result.model)
+    assert nets.verdicts(result.report) == {"div": "BNF013"}
 
 
 def test_one_fold_out_of_range_leaves_the_others_in(rng: np.random.Generator) -> None:
@@ -392,6 +425,40 @@ def test_conv_whose_output_is_an_output_of_the_graph_is_left_alone(
         {"w": nets.weight(rng, 4, 3, 1, 1), **nets.batch_norm(rng, "a", 4)},
     )
     assert nets.witness(unchanged(proto, "BNF008"), "bn") == ("'c'",)
+
+
+def test_two_batchnorms_of_one_conv_stand_in_each_others_way(rng: np.random.Generator) -> None:
+    proto = nets.model(
+        """g (float[2,3,4,4] x) => (float[2,4,4,4] y, float[2,4,4,4] z) {
+            c = Conv(x, w)
+            [one] y = BatchNormalization(c, a_g, a_b, a_m, a_v)
+            [two] z = BatchNormalization(c, b_g, b_b, b_m, b_v)
+        }""",
+        {
+            "w": nets.weight(rng, 4, 3, 1, 1),
+            **nets.batch_norm(rng, "a", 4), **nets.batch_norm(rng, "b", 4),
+        },
+    )  # fmt: skip
+    report = unchanged(proto, "BNF007")
+    assert nets.witness(report, "one") == ("two",)
+    assert nets.witness(report, "two") == ("one",)
+
+
+def test_constants_that_are_outputs_too_stay_what_they_are(rng: np.random.Generator) -> None:
+    proto = nets.model(
+        """g (float[2,3,4,4] x) => (float[2,4,4,4] y, float[4,1,1] k, float[4] b) {
+            c = Conv(x, w, b)
+            [mul] y = Mul(c, k)
+        }""",
+        {
+            "w": nets.weight(rng, 4, 3, 1, 1), "b": nets.weight(rng, 4),
+            "k": nets.weight(rng, 4, 1, 1),
+        },
+    )  # fmt: skip
+    model, report = quiet(proto)
+    assert nets.verdicts(report) == {"mul": "backward"}
+    for name in ("k", "b"):
+        np.testing.assert_array_equal(nets.constant(model, name), nets.constant(proto, name))
 
 
 def test_bias_and_statistics_shared_by_all_fold_into_constants_of_their_own(
@@ -649,6 +716,33 @@ def test_model_of_ir_version_3_folds_and_stays_one(rng: np.random.Generator) -> 
     assert nets.verdicts(report) == {"bn": "backward"}
     assert model.ir_version == 3
     assert {value.name for value in model.graph.input} == {"x", "w", "w_bias"}
+
+
+@pytest.mark.parametrize("where", ["opset import", "nodes", "both"])
+def test_ai_onnx_is_the_default_domain_by_its_other_name(
+    where: str, rng: np.random.Generator
+) -> None:
+    proto = nets.model(
+        """g (float[2,3,4,4] x) => (float[2,4,4,4] y) {
+            c = Conv(x, w)
+            [bn] y = BatchNormalization(c, a_g, a_b, a_m, a_v)
+        }""",
+        {"w": nets.weight(rng, 4, 3, 1, 1), **nets.batch_norm(rng, "a", 4)},
+    )
+    sound = onnx.ModelProto.FromString(proto.SerializeToString())
+    if where != "nodes":
+        proto.opset_import[0].domain = "ai.onnx"
+    if where != "opset import":
+        for node in proto.graph.node:
+            node.domain = "ai.onnx"
+    onnx.checker.check_model(proto, full_check=True)
+    result = bnfold.fold(proto)
+    onnx.checker.check_model(result.model, full_check=True)
+    assert nets.verdicts(result.report) == {"bn": "backward"}
+    for node in result.model.graph.node:
+        node.domain = ""
+    result.model.opset_import[0].domain = ""
+    assert nets.difference(sound, result.model) <= 1e-6
 
 
 def test_graph_that_is_not_sorted_folds(rng: np.random.Generator) -> None:
