@@ -24,7 +24,7 @@ from bnfold.rounding import cast_once, round_into
 Array = NDArray[Any]
 F64 = NDArray[np.float64]
 
-_SLAB = 1 << 15  # elements computed at a time: float64 of that many stay in the cache
+_SLAB = 1 << 16  # elements computed at a time: float64 of that many stay in the cache
 
 __all__ = [
     "F64",

@@ -21,7 +21,7 @@ from bnfold.onnx_fold import FoldRefusedError
 from bnfold.onnx_model import Options, fold_model, plan_model, refusals, size_of
 from bnfold.onnx_read import ModelFile, from_proto, read_model
 from bnfold.onnx_shapes import copy_of, infer_shapes
-from bnfold.onnx_write import Staging, write_model
+from bnfold.onnx_write import Staging, refuse_overwriting, write_model
 from bnfold.planning import Kept
 from bnfold.report.model import Report
 
@@ -157,14 +157,15 @@ def optimize(
     """
     options = Options(level, trust_initializers)
     source, target = Path(source), Path(target)
-    _refuse_same_file(source, target)
+    if simplify:
+        refuse_overwriting(read_model(source), target)
     tell = on_progress or _silent
     with _simplified(source, simplify, tell) as start:
         if not check:
-            report, _ = _fold_file(start, target, options, tell)
+            report, _ = _fold_file(start, target, target, options, tell)
             return OptimizeResult(_named(report, source), None, str(target))
         with Staging(target) as staging:
-            report, refused = _fold_file(start, staging.model, options, tell)
+            report, refused = _fold_file(start, target, staging.model, options, tell)
             verdict = None
             if report.folded or simplify:  # else it is the same graph again, with nothing to check
                 expected = _expected_weights(start, options, refused)
@@ -242,17 +243,18 @@ def _silent(stage: str, fraction: float | None) -> None:
 
 
 def _fold_file(
-    source: Path, target: Path, options: Options, tell: Progress
+    source: Path, target: Path, place: Path, options: Options, tell: Progress
 ) -> tuple[Report, dict[int, Kept]]:
-    """Fold ``source`` to ``target``; also the steps whose fold would leave the range."""
+    """Fold ``source`` for ``target``, writing to ``place``; also the folds that did not fit."""
     refused: dict[int, Kept] = {}
     while True:
         tell("reading", None)
         file = read_model(source)
+        refuse_overwriting(file, target)
         planned = plan_model(file.model, file.shapes, options, refused, str(source))
         try:
             commit(planned.described, planned.plan, lazy=True)
-            _write(file, target, tell)
+            _write(file, place, tell)
         except FoldRefusedError as fault:
             refused.update(refusals(planned, fault))
         else:
@@ -268,12 +270,6 @@ def _write(file: ModelFile, target: Path, tell: Progress) -> None:
 
 def _named(report: Report, source: Path) -> Report:
     return Report(str(source), report.level, report.steps, report.before, report.after)
-
-
-def _refuse_same_file(source: Path, target: Path) -> None:
-    if target.exists() and source.exists() and source.samefile(target):
-        todo = "choose another output; the input is never changed"
-        raise UsageError("the output is the input", file=str(target), todo=todo)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ Constants are computed in float64 from the stored tensors, whatever float type t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from math import prod
 
@@ -68,10 +68,10 @@ class Constants:
         self._cache: dict[ir.Value, Array] = {}
         self.opsets: dict[ir.Graph, int] = {}
         self.graphs: list[ir.Graph] = []
-        main = int(model.opset_imports.get("", 1))
+        main = _opset(model.opset_imports, 1)
         self._visit(model.graph, main)
         for function in model.functions.values():
-            self._visit(function.graph, int(function.opset_imports.get("", main)))
+            self._visit(function.graph, _opset(function.opset_imports, main))
 
     # ---- finding ----
 
@@ -231,6 +231,11 @@ class Constants:
         """The version of ``ai.onnx`` that ``node`` is written for."""
         graph = node.graph.graph if isinstance(node.graph, ir.Function) else node.graph
         return 1 if graph is None else self.opsets.get(graph, 1)
+
+
+def _opset(imports: Mapping[str, int], otherwise: int) -> int:
+    """The version of ``ai.onnx``, by either of the names of its domain."""
+    return int(imports.get("", imports.get("ai.onnx", otherwise)))
 
 
 def _same(array: Array) -> Array:

@@ -32,7 +32,7 @@ from bnfold.onnx_linear import LinearSite
 from bnfold.onnx_tensors import Array, rows_of_file
 from bnfold.planning import Absorption, Reason
 
-_BLOCK_BYTES = 1 << 19  # of a weight, read and folded at a time
+_BLOCK_BYTES = 1 << 20  # of a weight, read and folded at a time
 
 
 class FoldRefusedError(Exception):

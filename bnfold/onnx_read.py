@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import mmap
 import os
+import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,26 +20,41 @@ from google.protobuf.message import DecodeError
 
 from bnfold import protobuf_wire as wire
 from bnfold.errors import InvalidModelError, ReadError
+from bnfold.onnx_external import OWN_FILE, external_files
 from bnfold.onnx_shapes import Inferred
 from bnfold.onnx_valid import check_and_infer, known_versions
 
 LARGE_BYTES = 1024  # an initializer from this size on stays in the file
 
-_OWN_FILE = "bnfold:own-file"
+
+@dataclass(frozen=True, slots=True)
+class Unparsed:
+    """Fields that onnx-ir drops, as they stood in the file: of the model and of its main graph."""
+
+    model: bytes = b""
+    graph: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
     """A model as it was read; its large initializers are still in the file.
 
-    ``shapes`` is what shape inference found for the main graph; ``external`` whether the file
-    keeps weights in other files; ``data_files`` which ones.
+    Attributes:
+        path: Where it was read.
+        model: The model; large initializers are `onnx_ir.ExternalTensor` objects.
+        shapes: What shape inference found for the main graph.
+        data_files: The other files that it keeps weights in.
+        nbytes: The size of the file and of ``data_files`` together.
+        unparsed: What ``model`` lacks of the file: sparse initializers, training info and
+            fields that are newer than the installed onnx.
     """
 
     path: Path
     model: ir.Model
     shapes: Inferred
     data_files: frozenset[Path]
+    nbytes: int = 0
+    unparsed: Unparsed = Unparsed()
 
     @property
     def external(self) -> bool:
@@ -53,13 +70,14 @@ def read_model(path: str | os.PathLike[str]) -> ModelFile:
         InvalidModelError: It is one, but onnx.checker refuses it or it is too new.
     """
     path = Path(path)
-    proto = _parse(path)
+    proto, unparsed = _parse(path)
     known_versions(proto, path)
-    data_files = _external_files(proto, path)
-    shapes = check_and_infer(proto, path)
+    data_files = external_files(proto, path)
+    shapes = check_and_infer(proto, path, external=bool(data_files))
     model = from_proto(proto, str(path))
-    _place(model, path)
-    return ModelFile(path, model, shapes, data_files)
+    _place(model, path, external=bool(data_files))
+    nbytes = sum(file.stat().st_size for file in (path, *data_files))
+    return ModelFile(path, model, shapes, data_files, nbytes, unparsed)
 
 
 def from_proto(proto: onnx.ModelProto, name: str) -> ir.Model:
@@ -79,28 +97,45 @@ def from_proto(proto: onnx.ModelProto, name: str) -> ir.Model:
 
 # ---- from bytes to a small proto ----
 
+# Field numbers that onnx-ir reads; the rest is carried over as it is.
+_PARSED_MODEL = set(onnx.ModelProto.DESCRIPTOR.fields_by_number) - {wire.MODEL_TRAINING_INFO}
+_PARSED_GRAPH = set(onnx.GraphProto.DESCRIPTOR.fields_by_number) - {wire.GRAPH_SPARSE_INITIALIZER}
 
-def _parse(path: Path) -> onnx.ModelProto:
+
+def _parse(path: Path) -> tuple[onnx.ModelProto, Unparsed]:
     try:
+        # Asked first: opening a pipe would wait for somebody to write to it.
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            kind = "a directory" if stat.S_ISDIR(mode) else "no regular file"
+            raise ReadError(f"it is {kind}", file=str(path), todo="give the path of an ONNX file")
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_size == 0:
                 raise ReadError("it is empty", file=str(path), todo="export the model again")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
-                skeleton = _skeleton(buffer)
+                skeleton, unparsed = _skeleton(buffer)
         proto = onnx.ModelProto()
         proto.ParseFromString(skeleton)
     except OSError as error:
-        raise ReadError(_os_error(path, error), file=str(path), todo="check the path") from error
+        raise ReadError(_os_error(error), file=str(path), todo="check the path") from error
     except (wire.WireError, DecodeError) as error:
         raise _not_a_model(path, error) from error
-    if not proto.HasField("graph") or not proto.opset_import:
+    _refuse_parts(proto, path)
+    return proto, unparsed
+
+
+def _refuse_parts(proto: onnx.ModelProto, path: Path) -> None:
+    """Refuse what can be parsed, as many a short text can, but is no whole model."""
+    if proto.HasField("graph") and proto.opset_import:
+        return
+    if not proto.HasField("graph") and not proto.opset_import:
         raise _not_a_model(path, None)
-    return proto
+    lacking = "opset import" if proto.HasField("graph") else "graph"
+    met = f"the model in it has no {lacking}"
+    raise InvalidModelError(met, file=str(path), todo="copy or export it again")
 
 
-def _os_error(path: Path, error: OSError) -> str:
-    if path.is_dir():
-        return "it is a directory, not an ONNX file"
+def _os_error(error: OSError) -> str:
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
     return f"it can't be read: {error.strerror or error}"
@@ -111,18 +146,14 @@ _MAGIC = {
     b"\x80\x02": "a Python pickle", b"\x1f\x8b": "a gzip file", b"\x89HDF": "an HDF5 file",
     b"%PDF": "a PDF file", b"\x7fELF": "a program", b"TFL3": "a TensorFlow Lite model",
     b"\xff\xd8\xff": "a JPEG image", b"ORTM": "an ONNX Runtime (ORT format) model",
+    b"\x93NUMPY": "a NumPy array", b"GGUF": "a GGUF file",
 }  # fmt: skip
 
 
 def _not_a_model(path: Path, error: Exception | None) -> ReadError:
     with path.open("rb") as file:
         head = file.read(512)
-    found = next((text for magic, text in _MAGIC.items() if magic in (head[:4], head[:2],
-                  head[:3], head[4:8])), "")  # fmt: skip
-    if not found and head[8:10] == b'{"':
-        found = "a safetensors file"
-    if not found and head.isascii() and head.decode("ascii").isprintable() | (b"\n" in head):
-        found = "a text file"
+    found = _looks_like(head)
     # An ONNX file starts with its IR version, as field 1; then only its end can be missing.
     cut = isinstance(error, wire.WireError) and error.truncated and head[:1] == b"\x08"
     if cut and not found:
@@ -133,35 +164,62 @@ def _not_a_model(path: Path, error: Exception | None) -> ReadError:
     return ReadError(met, file=str(path), todo=todo)
 
 
-def _skeleton(buffer: mmap.mmap) -> bytes:
+def _looks_like(head: bytes) -> str:
+    """What a file that starts with ``head`` is, if that tells."""
+    for start, text in _MAGIC.items():
+        if head.startswith(start) or (len(start) == 4 and head[4:8] == start):
+            return text
+    if head[8:10] == b'{"':
+        return "a safetensors file"
+    if head.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer: the model itself was not fetched"
+    try:
+        text = head.decode("utf-8", errors="strict" if len(head) < 512 else "ignore")
+    except UnicodeDecodeError:
+        return ""
+    return "a text file" if all(c.isprintable() or c in "\t\r\n" for c in text) else ""
+
+
+def _skeleton(buffer: mmap.mmap) -> tuple[bytes, Unparsed]:
     """The model with every large initializer as a reference into its own file."""
-    pieces = []
+    pieces, unparsed, unparsed_graph = [], [], []
     for field in wire.fields(buffer, 0, len(buffer)):
         if field.number == wire.MODEL_GRAPH and field.is_message:
-            pieces.append(wire.message(wire.MODEL_GRAPH, _graph(buffer, field)))
-        else:
-            pieces.append(buffer[field.start : field.end])
-    return b"".join(pieces)
+            # A message that is given twice is merged; so are its pieces when they are parsed.
+            graph, more = _graph(buffer, field)
+            pieces.append(wire.message(wire.MODEL_GRAPH, graph))
+            unparsed_graph.append(more)
+            continue
+        pieces.append(buffer[field.start : field.end])
+        if field.number not in _PARSED_MODEL:
+            unparsed.append(pieces[-1])
+    return b"".join(pieces), Unparsed(b"".join(unparsed), b"".join(unparsed_graph))
 
 
-def _graph(buffer: mmap.mmap, graph: wire.Field) -> bytes:
-    pieces = []
+def _graph(buffer: mmap.mmap, graph: wire.Field) -> tuple[bytes, bytes]:
+    pieces, unparsed = [], []
     for field in wire.fields(buffer, graph.value, graph.end):
         large = field.end - field.value >= LARGE_BYTES
         if field.number == wire.GRAPH_INITIALIZER and field.is_message and large:
             pieces.append(wire.message(wire.GRAPH_INITIALIZER, _tensor(buffer, field)))
-        else:
-            pieces.append(buffer[field.start : field.end])
-    return b"".join(pieces)
+            continue
+        pieces.append(buffer[field.start : field.end])
+        if field.number not in _PARSED_GRAPH:
+            unparsed.append(pieces[-1])
+    return b"".join(pieces), b"".join(unparsed)
+
+
+_ELSEWHERE = (wire.TENSOR_EXTERNAL_DATA, wire.TENSOR_DATA_LOCATION)
 
 
 def _tensor(buffer: mmap.mmap, tensor: wire.Field) -> bytes:
     found = list(wire.fields(buffer, tensor.value, tensor.end))
     raw = [field for field in found if field.number == wire.TENSOR_RAW_DATA]
-    if len(raw) != 1 or raw[0].end - raw[0].value < LARGE_BYTES:
+    elsewhere = any(field.number in _ELSEWHERE for field in found)
+    if elsewhere or len(raw) != 1 or raw[0].end - raw[0].value < LARGE_BYTES:
         return buffer[tensor.value : tensor.end]
     pieces = [buffer[f.start : f.end] for f in found if f.number != wire.TENSOR_RAW_DATA]
-    entries = {"location": _OWN_FILE, "offset": raw[0].value, "length": raw[0].end - raw[0].value}
+    entries = {"location": OWN_FILE, "offset": raw[0].value, "length": raw[0].end - raw[0].value}
     for key, value in entries.items():
         entry = onnx.StringStringEntryProto(key=key, value=str(value))
         pieces.append(wire.message(wire.TENSOR_EXTERNAL_DATA, entry.SerializeToString()))
@@ -169,15 +227,22 @@ def _tensor(buffer: mmap.mmap, tensor: wire.Field) -> bytes:
     return b"".join(pieces)
 
 
-def _place(model: ir.Model, path: Path) -> None:
+def all_graphs(model: ir.Model) -> Iterator[ir.Graph]:
+    """The main graph, the bodies of functions, and the subgraphs of both."""
+    yield from model.graphs()
+    for function in model.functions.values():
+        yield function.graph
+        yield from function.graph.subgraphs()
+
+
+def _place(model: ir.Model, path: Path, *, external: bool) -> None:
     """Say of every external tensor where its file is."""
-    graphs = [*model.graphs(), *(function.graph for function in model.functions.values())]
-    for graph in graphs:
+    for graph in all_graphs(model) if external else (model.graph,):
         for value in graph.initializers.values():
             tensor = value.const_value
             if not isinstance(tensor, ir.ExternalTensor):
                 continue
-            if tensor.location == _OWN_FILE:
+            if tensor.location == OWN_FILE:
                 # The model's own file needs no guard against leaving its folder.
                 value.const_value = ir.ExternalTensor(
                     path.absolute(), tensor.offset, tensor.length, tensor.dtype,
@@ -186,60 +251,7 @@ def _place(model: ir.Model, path: Path) -> None:
                 )  # fmt: skip
             else:
                 tensor.base_dir = path.absolute().parent
-        for node in graph:
+        for node in graph if external else ():
             for attribute in node.attributes.values():
                 if isinstance(attribute.value, ir.ExternalTensor):
                     attribute.value.base_dir = path.absolute().parent
-
-
-# ---- external data ----
-
-
-def _external_files(proto: onnx.ModelProto, path: Path) -> frozenset[Path]:
-    """The files that hold the model's external data, each checked to be there and long enough."""
-    folder = path.absolute().parent
-    files = set()
-    for tensor in _external_tensors(proto):
-        entries = {entry.key: entry.value for entry in tensor.external_data}
-        files.add(_external_file(tensor, entries, folder, path))
-    return frozenset(files)
-
-
-def _external_tensors(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
-    graphs, found = [proto.graph], []
-    nodes = [node for function in proto.functions for node in function.node]
-    while graphs:
-        graph = graphs.pop()
-        found.extend(graph.initializer)
-        nodes.extend(graph.node)
-        while nodes:
-            for attribute in nodes.pop().attribute:
-                found.extend([attribute.t, *attribute.tensors])
-                graphs.extend([attribute.g] if attribute.HasField("g") else [])
-                graphs.extend(attribute.graphs)
-    external = [t for t in found if t.data_location == onnx.TensorProto.EXTERNAL]
-    return [t for t in external if not any(e.value == _OWN_FILE for e in t.external_data)]
-
-
-def _external_file(
-    tensor: onnx.TensorProto, entries: dict[str, str], folder: Path, path: Path
-) -> Path:
-    location = entries.get("location", "")
-    target = (folder / location).resolve()
-    if not location or Path(location).is_absolute() or folder.resolve() not in target.parents:
-        met = f"the external data of tensor '{tensor.name}' points outside its folder: '{location}'"
-        raise InvalidModelError(met, file=str(path), todo="put the data beside the model")
-    if not target.is_file():
-        met = f"the external data of tensor '{tensor.name}' is missing: {folder / location}"
-        raise ReadError(met, file=str(path), todo="copy the data file beside the model")
-    try:
-        offset, stated = int(entries.get("offset", 0)), entries.get("length")
-        length = int(stated) if stated is not None else 0
-    except ValueError as error:
-        met = f"the external data of tensor '{tensor.name}' has no number as offset or length"
-        raise InvalidModelError(met, file=str(path), todo="export the model again") from error
-    if offset + length > target.stat().st_size:
-        met = (f"the external data of tensor '{tensor.name}' ends at byte {offset + length}, "
-               f"its file {target.name} at byte {target.stat().st_size}")  # fmt: skip
-        raise ReadError(met, file=str(path), todo="copy the data file again")
-    return target

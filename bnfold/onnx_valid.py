@@ -12,6 +12,7 @@ from pathlib import Path
 import onnx
 
 from bnfold.errors import InvalidModelError
+from bnfold.onnx_external import all_tensors
 from bnfold.onnx_shapes import Inferred, shapes_in
 
 
@@ -31,26 +32,49 @@ def known_versions(proto: onnx.ModelProto, path: Path) -> None:
         raise InvalidModelError(met, file=str(path), todo="pip install -U onnx")
 
 
-def check_and_infer(proto: onnx.ModelProto, path: Path) -> Inferred:
+def check_and_infer(proto: onnx.ModelProto, path: Path, *, external: bool) -> Inferred:
     """Check ``proto`` and infer shapes; ``proto`` is left as it is.
+
+    Args:
+        proto: The model without its large weights.
+        path: Its file.
+        external: Whether weights are kept in other files.
 
     Raises:
         InvalidModelError: onnx.checker refuses it.
     """
     copy = _without_weights(proto)
-    custom = any(
-        stated.domain not in ("", "ai.onnx", "ai.onnx.ml") for stated in proto.opset_import
-    )
     try:
-        onnx.checker.check_model(copy, full_check=not custom)
+        _check(copy, path, external)
     except onnx.checker.ValidationError as error:
         raise _refused(error, path) from error
     except onnx.shape_inference.InferenceError as error:
-        raise _refused(error, path) from error
+        if not _hides_types(proto):
+            raise _refused(error, path) from error
     try:
         return shapes_in(onnx.shape_inference.infer_shapes(copy, data_prop=True).graph)
     except Exception:  # it is a help, not a condition: what it can't infer counts as unknown
         return {}
+
+
+def _check(copy: onnx.ModelProto, path: Path, external: bool) -> None:
+    elsewhere = onnx.TensorProto.EXTERNAL
+    if not external or all(t.data_location != elsewhere for t in all_tensors(copy)):
+        onnx.checker.check_model(copy, full_check=True)
+        return
+    # Constants and subgraphs with external data: the checker looks for it beside the file.
+    onnx.checker.check_model(str(path))
+    onnx.shape_inference.infer_shapes(copy, check_type=True, strict_mode=True)
+
+
+def _hides_types(proto: onnx.ModelProto) -> bool:
+    """Whether inference may see a contradiction where there is none.
+
+    It knows nothing of custom operators, and takes sparse initializers for scalars.
+    """
+    known = ("", "ai.onnx", "ai.onnx.ml")
+    custom = any(stated.domain not in known for stated in proto.opset_import)
+    return custom or bool(proto.graph.sparse_initializer)
 
 
 def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:

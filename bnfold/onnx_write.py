@@ -21,17 +21,19 @@ import onnx
 import onnx_ir as ir
 
 from bnfold import protobuf_wire as wire
-from bnfold.errors import UsageError, WriteError
+from bnfold.errors import ReadError, UsageError, WriteError
+from bnfold.onnx_external import all_tensors
 from bnfold.onnx_fold import FoldedTensor
-from bnfold.onnx_read import LARGE_BYTES, ModelFile
+from bnfold.onnx_read import ModelFile, Unparsed
+from bnfold.onnx_skeleton import Skeleton, number_of, skeleton
 
 Wrote = Callable[[int, int], None]
 
-_PLACEHOLDER = "bnfold:placeholder"
 _THREADS = 2
 _ALIGNED_BYTES = 1 << 20  # a tensor from this size on starts on a page, so that it can be mapped
 _PAGE = 4096
 _PROTO_LIMIT = (1 << 31) - (1 << 20)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write_model(
@@ -54,71 +56,45 @@ def write_model(
 
     Raises:
         UsageError: ``path`` or its data file is one that the model was read from.
+        ReadError: A file that holds weights of ``model`` is gone.
         WriteError: It can't be written.
     """
     path = Path(path)
-    data = path.with_name(f"{path.name}.data")
-    _refuse_source(path, data, source)
-    large = _large_initializers(model)
-    total = sum(int(value.const_value.nbytes) for value in large if value.const_value is not None)
-    skeleton, tensors = _placeholders(model, large)
-    external = external or len(skeleton) + total >= _PROTO_LIMIT
-    with Staging(path, len(skeleton) + total) as staging:
-        if external:
-            places = _lay_out_data(tensors)
-            _write_located(skeleton, staging.model, places, data.name)
+    refuse_overwriting(source, path)
+    whole = _skeleton(model, source, external)
+    if not external and whole.nbytes >= _PROTO_LIMIT:
+        external, whole = True, _skeleton(model, source, True)
+    with Staging(path, whole.nbytes) as staging:
+        if external and whole.tensors:
+            places = _lay_out_data(whole.tensors)
+            _write_located(whole, staging.model, places, staging.data.name)
             _fill(staging.data, places, on_progress)
         else:
-            places = _write_rest(skeleton, staging.model, tensors)
-            _fill(staging.model, places, on_progress)
+            _fill(staging.model, _write_rest(whole, staging.model), on_progress)
         staging.publish()
 
 
-def _refuse_source(path: Path, data: Path, source: ModelFile | None) -> None:
-    if source is None:
-        return
-    for target in (path, data):
-        for read in (source.path, *source.data_files):
+def _skeleton(model: ir.Model, source: ModelFile | None, external: bool) -> Skeleton:
+    unparsed = Unparsed() if source is None else source.unparsed
+    return skeleton(model, unparsed, external=external)
+
+
+def data_path(path: Path) -> Path:
+    """Where the external data of a model at ``path`` is written."""
+    return path.with_name(f"{path.name}.data")
+
+
+def refuse_overwriting(source: ModelFile | None, path: Path) -> None:
+    """Refuse to write to ``path`` and its data file if the model was read from either.
+
+    Raises:
+        UsageError: It was, under whatever name.
+    """
+    for target in (path, data_path(path)):
+        for read in () if source is None else (source.path, *source.data_files):
             if target.exists() and read.exists() and target.samefile(read):
                 todo = "choose another output; the input is never changed"
                 raise UsageError("the output is the input", file=str(target), todo=todo)
-
-
-# ---- the small rest of the model ----
-
-
-def _large_initializers(model: ir.Model) -> list[ir.Value]:
-    return [
-        value for value in model.graph.initializers.values()
-        if value.const_value is not None and value.const_value.nbytes >= LARGE_BYTES
-        and value.const_value.dtype != ir.DataType.STRING
-    ]  # fmt: skip
-
-
-def _placeholders(
-    model: ir.Model, large: Sequence[ir.Value]
-) -> tuple[bytes, list[ir.TensorProtocol]]:
-    """The model's bytes with its large tensors as numbered placeholders, and those tensors."""
-    tensors = [value.const_value for value in large if value.const_value is not None]
-    try:
-        for number, (value, tensor) in enumerate(zip(large, tensors, strict=True)):
-            value.const_value = ir.ExternalTensor(
-                _PLACEHOLDER, number, tensor.nbytes, tensor.dtype,
-                shape=ir.Shape(tensor.shape.numpy()), name=value.name or "",
-                doc_string=tensor.doc_string, metadata_props=dict(tensor.metadata_props),
-            )  # fmt: skip
-        proto = ir.to_proto(model)
-    finally:
-        for value, tensor in zip(large, tensors, strict=True):
-            value.const_value = tensor
-    assert isinstance(proto, onnx.ModelProto)
-    return proto.SerializeToString(), tensors
-
-
-def _number(tensor: onnx.TensorProto) -> int | None:
-    """Which placeholder ``tensor`` is, if it is one."""
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    return int(entries["offset"]) if entries.get("location") == _PLACEHOLDER else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,12 +116,12 @@ def _lay_out_data(tensors: Sequence[ir.TensorProtocol]) -> list[_Place]:
     return places
 
 
-def _write_located(skeleton: bytes, path: Path, places: Sequence[_Place], name: str) -> None:
+def _write_located(whole: Skeleton, path: Path, places: Sequence[_Place], name: str) -> None:
     """The model with its placeholders as references into the data file ``name``."""
     proto = onnx.ModelProto()
-    proto.ParseFromString(skeleton)
-    for tensor in proto.graph.initializer:
-        number = _number(tensor)
+    proto.ParseFromString(whole.content)
+    for tensor in all_tensors(proto):
+        number = number_of(tensor)
         if number is not None:
             place = places[number]
             del tensor.external_data[:]
@@ -155,21 +131,21 @@ def _write_located(skeleton: bytes, path: Path, places: Sequence[_Place], name: 
     path.write_bytes(proto.SerializeToString())
 
 
-def _write_rest(skeleton: bytes, path: Path, tensors: Sequence[ir.TensorProtocol]) -> list[_Place]:
+def _write_rest(whole: Skeleton, path: Path) -> list[_Place]:
     """The skeleton with a gap for each tensor in the place of its placeholder, and the gaps."""
-    places = []
+    content, places = whole.content, []
     with path.open("wb") as file:
-        for field in wire.fields(skeleton, 0, len(skeleton)):
+        for field in wire.fields(content, 0, len(content)):
             if field.number != wire.MODEL_GRAPH:
-                file.write(skeleton[field.start : field.end])
+                file.write(content[field.start : field.end])
                 continue
-            pieces = list(_graph_pieces(skeleton, field, tensors))
+            pieces = list(_graph_pieces(content, field, whole.tensors))
             length = sum(len(head) + size for head, size, _ in pieces)
             file.write(wire.header(wire.MODEL_GRAPH, length))
             for head, size, number in pieces:
                 file.write(head)
                 if number is not None:
-                    places.append(_Place(file.tell(), tensors[number]))
+                    places.append(_Place(file.tell(), whole.tensors[number]))
                     file.seek(size, os.SEEK_CUR)
         file.truncate()
     return places
@@ -186,7 +162,7 @@ def _graph_pieces(
             continue
         tensor = onnx.TensorProto()
         tensor.ParseFromString(skeleton[field.value : field.end])
-        number = _number(tensor)
+        number = number_of(tensor)
         if number is None:
             yield whole, 0, None
             continue
@@ -219,9 +195,12 @@ def _fill(path: Path, places: Sequence[_Place], on_progress: Wrote | None) -> No
 
 
 def _write_tensor(path: Path, place: _Place) -> None:
+    tensor = place.tensor
+    if isinstance(tensor, ir.ExternalTensor) and not Path(tensor.path).is_file():
+        met = f"the file of tensor '{tensor.name}' is gone"
+        raise ReadError(met, file=str(tensor.path), todo="keep the input until all is written")
     with path.open("r+b") as file:
         file.seek(place.offset)
-        tensor = place.tensor
         if isinstance(tensor, FoldedTensor | ir.TensorProtoTensor | ir.ExternalTensor | ir.Tensor):
             tensor.tofile(file)
         else:
@@ -241,15 +220,16 @@ class Staging:
 
     def __init__(self, path: Path, needed: int = 0) -> None:
         self._path, self._needed = path, needed
-        self._data = path.with_name(f"{path.name}.data")
+        self._data = data_path(path)
 
     def __enter__(self) -> Self:
         try:
-            if self._path.is_dir():
-                raise IsADirectoryError
-            self._folder = Path(
-                tempfile.mkdtemp(prefix=f".{self._path.name}.", dir=self._path.parent)
-            )
+            # Known before the first of the two is replaced, or the second could fail alone.
+            for target in (self._path, self._data):
+                if target.is_dir():
+                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
+            prefix = f".{self._path.name[:200]}."
+            self._folder = Path(tempfile.mkdtemp(prefix=prefix, dir=self._path.parent))
         except OSError as error:
             raise _write_error(self._path, error, self._needed) from error
         return self
@@ -258,6 +238,8 @@ class Staging:
         shutil.rmtree(self._folder, ignore_errors=True)
         if isinstance(error, OSError):
             raise _write_error(self._path, error, self._needed) from error
+        if isinstance(error, WriteError) and Path(error.file).parent == self._folder:
+            raise error.at(str(self._path)) from error  # of the folder nobody else knows
 
     @property
     def model(self) -> Path:
@@ -279,11 +261,13 @@ class Staging:
 
 
 def _write_error(path: Path, error: OSError, needed: int) -> WriteError:
-    if error.errno == errno.ENOSPC:
-        met = f"the disk is full: {needed:,} bytes are needed"
+    if error.errno in _FULL:
+        full = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
+        met = f"{full}: {needed:,} bytes are needed"
         return WriteError(met, file=str(path), todo="free some space or choose another output")
-    if path.is_dir():
-        return WriteError("it is a directory", file=str(path), todo="give the path of a file")
+    if isinstance(error, IsADirectoryError):
+        place = str(error.filename or path)
+        return WriteError("it is a directory", file=place, todo="give the path of a file")
     if isinstance(error, FileNotFoundError) and not path.parent.is_dir():
         met = f"the folder {path.parent} does not exist"
         return WriteError(met, file=str(path), todo="make it first")

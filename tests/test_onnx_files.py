@@ -323,9 +323,16 @@ def test_the_output_is_never_the_input(path: Path, tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_the_output_is_never_the_data_of_the_input(external: Path) -> None:
+@pytest.mark.parametrize("check", [True, False])
+@pytest.mark.parametrize("name", ["net.onnx.data", "net"])
+def test_the_output_is_never_the_data_of_the_input(tmp_path: Path, check: bool, name: str) -> None:
+    source = tmp_path / "in.onnx"  # the data of a model at `net` would be written to `net.data`
+    data = "net.onnx.data" if name == "net.onnx.data" else "net.data"
+    onnx.save(net(), source, save_as_external_data=True, location=data, size_threshold=0)
+    before = contents(tmp_path)
     with pytest.raises(UsageError, match="the output is the input"):
-        bnfold.optimize(external, external.with_name("net.onnx.data"), check=False)
+        bnfold.optimize(source, tmp_path / name, check=check)
+    assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize("check", [True, False])
@@ -358,8 +365,10 @@ def test_nothing_is_left_when_writing_breaks_off(
         raise fault
 
     monkeypatch.setattr(onnx_write, "_write_tensor", broken)
-    with pytest.raises(kind, match=words):
+    with pytest.raises(kind, match=words) as caught:
         bnfold.optimize(path, target, check=check)
+    if kind is WriteError:
+        assert str(caught.value).startswith(f"{target}: ")
     assert contents(tmp_path) == before
     assert not [p for p in tmp_path.iterdir() if p.is_dir()]
 
