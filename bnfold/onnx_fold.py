@@ -147,11 +147,20 @@ class FoldedTensor(ir.LazyTensor):
         super().__init__(compute, dtype=dtype, shape=ir.Shape(shape), name=name)
         self._weight = weight
 
-    def tofile(self, file: BinaryIO) -> None:
-        """Write the tensor's bytes, little-endian, holding a few rows of it at a time."""
+    def blocks(self) -> Iterator[memoryview]:
+        """The tensor's bytes, little-endian, a few rows at a time.
+
+        Raises:
+            FoldRefusedError: As `FoldedWeight.blocks`.
+        """
         for block in self._weight.blocks():
             little = block.astype(block.dtype.newbyteorder("<"), copy=False)
-            file.write(np.ascontiguousarray(little).view(np.uint8).data)
+            yield np.ascontiguousarray(little).reshape(-1).view(np.uint8).data
+
+    def tofile(self, file: BinaryIO) -> None:
+        """Write the tensor's bytes, holding a few rows of it at a time."""
+        for block in self.blocks():
+            file.write(block)
 
 
 def _zeroed(

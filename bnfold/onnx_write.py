@@ -11,9 +11,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -21,15 +19,12 @@ import onnx
 import onnx_ir as ir
 
 from bnfold import protobuf_wire as wire
-from bnfold.errors import ReadError, UsageError, WriteError
+from bnfold.errors import UsageError, WriteError
 from bnfold.onnx_external import all_tensors
-from bnfold.onnx_fold import FoldedTensor
+from bnfold.onnx_fill import Place, Wrote, fill
 from bnfold.onnx_read import ModelFile, Unparsed
 from bnfold.onnx_skeleton import Skeleton, number_of, skeleton
 
-Wrote = Callable[[int, int], None]
-
-_THREADS = 2
 _ALIGNED_BYTES = 1 << 20  # a tensor from this size on starts on a page, so that it can be mapped
 _PAGE = 4096
 _PROTO_LIMIT = (1 << 31) - (1 << 20)
@@ -68,9 +63,9 @@ def write_model(
         if external and whole.tensors:
             places = _lay_out_data(whole.tensors)
             _write_located(whole, staging.model, places, staging.data.name)
-            _fill(staging.data, places, on_progress)
+            fill(staging.data, places, on_progress)
         else:
-            _fill(staging.model, _write_rest(whole, staging.model), on_progress)
+            fill(staging.model, _write_rest(whole, staging.model), on_progress)
         staging.publish()
 
 
@@ -97,26 +92,18 @@ def refuse_overwriting(source: ModelFile | None, path: Path) -> None:
                 raise UsageError("the output is the input", file=str(target), todo=todo)
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a tensor's bytes go."""
-
-    offset: int
-    tensor: ir.TensorProtocol
-
-
-def _lay_out_data(tensors: Sequence[ir.TensorProtocol]) -> list[_Place]:
+def _lay_out_data(tensors: Sequence[ir.TensorProtocol]) -> list[Place]:
     """The places of all tensors in a data file."""
     places, at = [], 0
     for tensor in tensors:
         if tensor.nbytes >= _ALIGNED_BYTES:
             at = -(-at // _PAGE) * _PAGE
-        places.append(_Place(at, tensor))
+        places.append(Place(at, tensor))
         at += int(tensor.nbytes)
     return places
 
 
-def _write_located(whole: Skeleton, path: Path, places: Sequence[_Place], name: str) -> None:
+def _write_located(whole: Skeleton, path: Path, places: Sequence[Place], name: str) -> None:
     """The model with its placeholders as references into the data file ``name``."""
     proto = onnx.ModelProto()
     proto.ParseFromString(whole.content)
@@ -131,7 +118,7 @@ def _write_located(whole: Skeleton, path: Path, places: Sequence[_Place], name: 
     path.write_bytes(proto.SerializeToString())
 
 
-def _write_rest(whole: Skeleton, path: Path) -> list[_Place]:
+def _write_rest(whole: Skeleton, path: Path) -> list[Place]:
     """The skeleton with a gap for each tensor in the place of its placeholder, and the gaps."""
     content, places = whole.content, []
     with path.open("wb") as file:
@@ -145,7 +132,7 @@ def _write_rest(whole: Skeleton, path: Path) -> list[_Place]:
             for head, size, number in pieces:
                 file.write(head)
                 if number is not None:
-                    places.append(_Place(file.tell(), whole.tensors[number]))
+                    places.append(Place(file.tell(), whole.tensors[number]))
                     file.seek(size, os.SEEK_CUR)
         file.truncate()
     return places
@@ -171,40 +158,6 @@ def _graph_pieces(
         size = int(tensors[number].nbytes)
         inner = tensor.SerializeToString() + wire.header(wire.TENSOR_RAW_DATA, size)
         yield wire.header(wire.GRAPH_INITIALIZER, len(inner) + size) + inner, size, number
-
-
-# ---- weights ----
-
-
-def _fill(path: Path, places: Sequence[_Place], on_progress: Wrote | None) -> None:
-    """Write every tensor to its place, in two threads: one computes while the other copies."""
-    total = sum(int(place.tensor.nbytes) for place in places)
-    done = 0
-    path.touch()
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="bnfold-write") as pool:
-        tasks = {pool.submit(_write_tensor, path, place): place for place in places}
-        try:
-            for task in as_completed(tasks):
-                task.result()
-                done += int(tasks[task].tensor.nbytes)
-                if on_progress is not None:
-                    on_progress(done, total)
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-
-
-def _write_tensor(path: Path, place: _Place) -> None:
-    tensor = place.tensor
-    if isinstance(tensor, ir.ExternalTensor) and not Path(tensor.path).is_file():
-        met = f"the file of tensor '{tensor.name}' is gone"
-        raise ReadError(met, file=str(tensor.path), todo="keep the input until all is written")
-    with path.open("r+b") as file:
-        file.seek(place.offset)
-        if isinstance(tensor, FoldedTensor | ir.TensorProtoTensor | ir.ExternalTensor | ir.Tensor):
-            tensor.tofile(file)
-        else:
-            file.write(tensor.tobytes())
 
 
 # ---- at once or not at all ----

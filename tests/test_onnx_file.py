@@ -23,7 +23,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from bnfold import onnx_write
+from bnfold import onnx_fill, onnx_write
 from bnfold import protobuf_wire as wire
 from bnfold.errors import BnfoldError, InvalidModelError, ReadError, UsageError, WriteError
 from bnfold.onnx_read import LARGE_BYTES, ModelFile, read_model
@@ -665,18 +665,18 @@ def test_a_write_that_fails_midway_leaves_nothing(
         at.out.write_bytes(b"older")
         (at.target / "o.onnx.data").write_bytes(b"older data")
     file = read_model(at.model)
-    original = onnx_write._write_tensor
+    original = onnx_fill.write_tensor
     written: list[str | None] = []
 
-    def second_fails(path: Path, place: Any) -> None:
-        original(path, place)
+    def second_fails(path: Path, place: Any, reserved: bool) -> None:
+        original(path, place, reserved)
         written.append(place.tensor.name)
         if len(written) == 2:
             assert path.stat().st_size > BIG.nbytes  # it is half-written now
             raise error
 
-    monkeypatch.setattr(onnx_write, "_THREADS", 1)
-    monkeypatch.setattr(onnx_write, "_write_tensor", second_fails)
+    monkeypatch.setattr(onnx_fill, "_THREADS", 1)
+    monkeypatch.setattr(onnx_fill, "write_tensor", second_fails)
     with unchanged(at.source), unchanged(at.target), pytest.raises(kind, match=words):
         write_model(file.model, at.out, external=external, source=file)
     assert at.made() == (["o.onnx", "o.onnx.data"] if kept else [])
@@ -772,7 +772,7 @@ def test_no_more_weights_are_computed_at_a_time_than_there_are_threads(at: Folde
 
     lazily(file.model, compute, *names)
     write_model(file.model, at.out, source=file)
-    assert 1 <= most[0] <= onnx_write._THREADS + 1  # one may be on its way out
+    assert 1 <= most[0] <= onnx_fill._THREADS + 1  # one may be on its way out
 
 
 def test_progress_ends_at_the_total(at: Folders) -> None:

@@ -6,8 +6,9 @@ import errno
 import hashlib
 import os
 import stat
+import subprocess
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import bnfold
-from bnfold import affine, onnx_write
+from bnfold import affine, onnx_fill
 from bnfold.errors import BnfoldError, InvalidModelError, ReadError, UsageError, WriteError
 from bnfold.onnx_read import read_model
 from bnfold.onnx_write import write_model
@@ -84,7 +85,7 @@ def many_types() -> onnx.ModelProto:
         helper.make_tensor("int4", TensorProto.INT4, (3000,), [1, -2, 3] * 1000),
         TensorProto(
             name="words", data_type=TensorProto.STRING, dims=(2,), string_data=[b"a" * 2000, b"b"]
-        ),  # fmt: skip
+        ),
         helper.make_tensor("empty", TensorProto.FLOAT, (0,), []),
         helper.make_tensor("scalar", TensorProto.FLOAT, (), [2.0]),
     ]
@@ -361,16 +362,45 @@ def test_nothing_is_left_when_writing_breaks_off(
     target.write_bytes(b"what was here before")
     before = contents(tmp_path)
 
-    def broken(path: Path, place: object) -> None:
+    def broken(path: Path, place: object, reserved: bool) -> None:
         raise fault
 
-    monkeypatch.setattr(onnx_write, "_write_tensor", broken)
+    monkeypatch.setattr(onnx_fill, "write_tensor", broken)
     with pytest.raises(kind, match=words) as caught:
         bnfold.optimize(path, target, check=check)
     if kind is WriteError:
         assert str(caught.value).startswith(f"{target}: ")
     assert contents(tmp_path) == before
     assert not [p for p in tmp_path.iterdir() if p.is_dir()]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small file system can't be mounted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("reserving", [True, False])
+@pytest.mark.parametrize("as_external", [True, False])
+def test_a_disk_that_is_really_full_is_told(
+    tmp_path: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch, reserving: bool,
+    as_external: bool,
+) -> None:  # fmt: skip
+    rng = np.random.default_rng(0)
+    constants = {"w": nets.weight(rng, 64, 300, 3, 3), **nets.batch_norm(rng, "bn", 64)}
+    source = tmp_path / "net.onnx"
+    onnx.save(nets.model(TEXT.replace("N,3", "N,300"), constants), source,
+              save_as_external_data=as_external, location="net.onnx.data")  # fmt: skip
+    if not reserving:
+        monkeypatch.delattr(os, "posix_fallocate")
+    with pytest.raises(WriteError, match=r"the disk is full: .* bytes are needed"):
+        bnfold.optimize(source, small_disk / "out.onnx", check=False)
+    assert not list(small_disk.iterdir())
 
 
 def test_the_mode_of_a_replaced_file_is_kept(path: Path, tmp_path: Path) -> None:
