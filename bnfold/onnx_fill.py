@@ -1,15 +1,14 @@
 """Filling a file that has gaps with the weights that belong there, in two threads.
 
-Folded weights are computed straight into the mapped file: a write would copy them once more, and
-two writers of one file wait for each other. The space is reserved first, because a mapping can't
-report that the disk is full; where it can't be reserved, weights are written.
+One computes while the other writes. They take turns at writing, because the kernel lets one writer
+at a time into a file and the others burn their time waiting; and they write in small pieces, because
+large ones make it look for large pages, which takes longer than the copy.
 """
 
 from __future__ import annotations
 
-import errno
-import mmap
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -23,9 +22,7 @@ from bnfold.onnx_fold import FoldedTensor
 Wrote = Callable[[int, int], None]
 
 _THREADS = 2
-_MAPPED_BYTES = 1 << 16  # a smaller weight is written sooner than mapped
-_RESIDENT_BYTES = 64 << 20  # of a mapping, before its pages are let go
-_CANT_RESERVE = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+_PIECE_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +47,10 @@ def fill(path: Path, places: Sequence[Place], on_progress: Wrote | None) -> None
     """
     total = sum(int(place.tensor.nbytes) for place in places)
     done = 0
-    reserved = _reserve(path, places)
+    path.touch()
+    turn = threading.Lock()
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="bnfold-write") as pool:
-        tasks = {pool.submit(write_tensor, path, place, reserved): place for place in places}
+        tasks = {pool.submit(write_tensor, path, place, turn): place for place in places}
         try:
             for task in as_completed(tasks):
                 task.result()
@@ -64,49 +62,25 @@ def fill(path: Path, places: Sequence[Place], on_progress: Wrote | None) -> None
             raise
 
 
-def _reserve(path: Path, places: Sequence[Place]) -> bool:
-    """Make sure that the disk has room for the file as it will be; False where that can't be."""
-    path.touch()
-    end = max((place.offset + int(place.tensor.nbytes) for place in places), default=0)
-    if not end or not hasattr(os, "posix_fallocate"):
-        return False
-    with path.open("r+b") as file:
-        try:
-            os.posix_fallocate(file.fileno(), 0, end)
-        except OSError as error:
-            if error.errno in _CANT_RESERVE:
-                return False
-            raise
-    return True
-
-
-def write_tensor(path: Path, place: Place, reserved: bool) -> None:
-    """Write one tensor to its place."""
+def write_tensor(path: Path, place: Place, turn: threading.Lock) -> None:
+    """Write one tensor to its place, a folded one piece by piece when it is this thread's turn."""
     tensor = place.tensor
     if isinstance(tensor, ir.ExternalTensor) and not Path(tensor.path).is_file():
         met = f"the file of tensor '{tensor.name}' is gone"
         raise ReadError(met, file=str(tensor.path), todo="keep the input until all is written")
     with path.open("r+b") as file:
-        if reserved and isinstance(tensor, FoldedTensor) and tensor.nbytes >= _MAPPED_BYTES:
-            _compute_into(file.fileno(), place.offset, tensor)
-            return
         file.seek(place.offset)
-        if isinstance(tensor, FoldedTensor | ir.TensorProtoTensor | ir.ExternalTensor | ir.Tensor):
+        if isinstance(tensor, FoldedTensor):
+            _write_folded(file.fileno(), place.offset, tensor, turn)
+        elif isinstance(tensor, ir.TensorProtoTensor | ir.ExternalTensor | ir.Tensor):
             tensor.tofile(file)
         else:
             file.write(tensor.tobytes())
 
 
-def _compute_into(descriptor: int, offset: int, tensor: FoldedTensor) -> None:
-    start = offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
-    at = offset - start
-    resident = 0
-    with mmap.mmap(descriptor, at + int(tensor.nbytes), offset=start) as region:
-        for block in tensor.blocks():
-            region[at : at + block.nbytes] = block
-            at += block.nbytes
-            if at - resident >= _RESIDENT_BYTES and hasattr(mmap, "MADV_DONTNEED"):
-                # The pages stay in the file; this process alone lets go of them.
-                full = at // mmap.PAGESIZE * mmap.PAGESIZE
-                region.madvise(mmap.MADV_DONTNEED, resident, full - resident)
-                resident = full
+def _write_folded(descriptor: int, at: int, tensor: FoldedTensor, turn: threading.Lock) -> None:
+    for block in tensor.blocks():
+        with turn:
+            while len(block):
+                wrote = os.pwrite(descriptor, block[:_PIECE_BYTES], at)
+                block, at = block[wrote:], at + wrote

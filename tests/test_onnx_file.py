@@ -668,8 +668,8 @@ def test_a_write_that_fails_midway_leaves_nothing(
     original = onnx_fill.write_tensor
     written: list[str | None] = []
 
-    def second_fails(path: Path, place: Any, reserved: bool) -> None:
-        original(path, place, reserved)
+    def second_fails(path: Path, place: Any, turn: Any) -> None:
+        original(path, place, turn)
         written.append(place.tensor.name)
         if len(written) == 2:
             assert path.stat().st_size > BIG.nbytes  # it is half-written now
