@@ -1,7 +1,7 @@
 """Filling a file that has gaps with the weights that belong there, in two threads.
 
 One computes while the other writes. They take turns at writing, because the kernel lets one writer
-at a time into a file and the others burn their time waiting; and they write in small pieces, because
+at a time into a file and the others burn their time waiting; and they write small pieces, because
 large ones make it look for large pages, which takes longer than the copy.
 """
 
