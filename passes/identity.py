@@ -13,7 +13,6 @@ from bnfold.passes.draft import Draft
 from bnfold.passes.guards import Refusal, anchored
 from bnfold.planning import How, Stored
 
-
 _ROUNDING = 2.0**-50  # what a few products of float64 may be off, and no weight can tell
 
 

@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-import bnfold.affine
 from bnfold.affine import (
     F64,
     AffineMap,
@@ -309,7 +308,8 @@ def test_absorbing_a_map_is_applying_it(case: Case, sides: str) -> None:
 def test_absorbing_is_the_same_however_little_is_computed_at_a_time(
     case: Case, slab: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bnfold.affine, "_SLAB", slab)
+    monkeypatch.setattr("bnfold.affine.SLAB", slab)
+    monkeypatch.setattr("bnfold.layout.SLAB", slab)
     assert judged(case, entry=True, leave=True) <= 1e-12
 
 
@@ -407,7 +407,8 @@ def test_a_weight_folded_rows_at_a_time_is_the_weight_folded_at_once(
     weight, outer, inner = drawn(case, np.float32)
     sides = {"output_scale": outer, "input_scale": inner}
     whole, rows = fold_weight(weight, case.layout, **sides), case.shape[0]
-    monkeypatch.setattr(bnfold.affine, "_SLAB", 2)
+    monkeypatch.setattr("bnfold.affine.SLAB", 2)
+    monkeypatch.setattr("bnfold.layout.SLAB", 2)
     factors = scale_factors(case.shape, case.layout, **sides)
     parts = [scale_rows(weight[at : at + count], factors, at, rows) for at in range(0, rows, count)]
     assert np.array_equal(np.concatenate(parts), whole)

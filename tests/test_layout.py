@@ -14,7 +14,8 @@ ROOT = Path(__file__).parent.parent
 
 # Who may import whom inside bnfold: a layer may import itself and those before it.
 LAYERS = (
-    ("errors", "rounding", "protobuf_wire"),
+    ("errors", "rounding", "protobuf_wire", "layout"),
+    ("range_guard",),
     ("affine",),
     ("channel_graph",),
     ("planning",),
