@@ -24,7 +24,7 @@ from bnfold.channel_graph import (
 from bnfold.onnx_constants import bodies
 from bnfold.onnx_evaluate import UncomputableError
 from bnfold.onnx_facts import FLOAT_TYPES, Facts
-from bnfold.onnx_linear import LinearSite, _Found, as_operator, find_linear
+from bnfold.onnx_linear import FoundLinear, LinearSite, as_operator, find_linear
 from bnfold.onnx_shapes import Inferred
 from bnfold.onnx_steps import BINARY, FoundStep, StepSite, find_step, is_dropout_inference
 from bnfold.onnx_tensors import stored_bytes
@@ -127,7 +127,7 @@ class _Walk:
         else:
             self._other(node, graph)
 
-    def _linear(self, found: _Found) -> None:
+    def _linear(self, found: FoundLinear) -> None:
         site = found.site
         if site.add is not None:
             self.absorbed_adds.add(site.add)

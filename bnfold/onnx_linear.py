@@ -62,7 +62,7 @@ class LinearSite:
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class FoundLinear:
     """A linear operator, before its values are numbered."""
 
     site: LinearSite
@@ -73,7 +73,7 @@ class _Found:
     counted_out: int = 0
 
 
-def find_linear(facts: Facts, node: ir.Node, graph: ir.Graph) -> _Found | None:
+def find_linear(facts: Facts, node: ir.Node, graph: ir.Graph) -> FoundLinear | None:
     """Recognise ``node`` as a linear operator, or None."""
     finder = _FINDERS.get(node.op_type)
     if finder is None or len(node.inputs) < 2 or not facts.is_plain(node):
@@ -82,7 +82,7 @@ def find_linear(facts: Facts, node: ir.Node, graph: ir.Graph) -> _Found | None:
 
 
 def as_operator(
-    facts: Facts, found: _Found, number: Callable[[ir.Value], int], readers: tuple[str, ...]
+    facts: Facts, found: FoundLinear, number: Callable[[ir.Value], int], readers: tuple[str, ...]
 ) -> Linear:
     """The linear operator in the neutral vocabulary."""
     site = found.site
@@ -158,7 +158,7 @@ def _auto_pad(node: ir.Node) -> str:
     return "NOTSET" if attribute is None else attribute.as_string()
 
 
-def _conv(facts: Facts, node: ir.Node, graph: ir.Graph) -> _Found:
+def _conv(facts: Facts, node: ir.Node, graph: ir.Graph) -> FoundLinear:
     slot, bias = _input_bias(facts, node)
     layout = Layout(out_axis=0, in_axis=1, groups=int_attribute(node, "group", 1))
     site = LinearSite(node, graph, 0, 1, layout, slot, bias_input=2)
@@ -168,10 +168,10 @@ def _conv(facts: Facts, node: ir.Node, graph: ir.Graph) -> _Found:
         padded = kernel is None or any(k != 1 for k in kernel)  # a kernel of 1 needs no padding
     else:
         padded = automatic != "VALID" and any(ints_attribute(node, "pads"))
-    return _Found(site, 1, 1, "it pads with zeros" if padded else "", bias)
+    return FoundLinear(site, 1, 1, "it pads with zeros" if padded else "", bias)
 
 
-def _conv_transpose(facts: Facts, node: ir.Node, graph: ir.Graph) -> _Found:
+def _conv_transpose(facts: Facts, node: ir.Node, graph: ir.Graph) -> FoundLinear:
     slot, bias = _input_bias(facts, node)
     layout = Layout(out_axis=1, in_axis=0, groups=int_attribute(node, "group", 1))
     site = LinearSite(node, graph, 0, 1, layout, slot, bias_input=2)
@@ -182,10 +182,10 @@ def _conv_transpose(facts: Facts, node: ir.Node, graph: ir.Graph) -> _Found:
     for name in ("pads", "output_padding", "output_shape"):
         whole = whole and not any(ints_attribute(node, name))
     whole = whole and _auto_pad(node) in ("NOTSET", "VALID")
-    return _Found(site, 1, 1, "" if whole else "its sums differ from place to place", bias)
+    return FoundLinear(site, 1, 1, "" if whole else "its sums differ from place to place", bias)
 
 
-def _gemm(facts: Facts, node: ir.Node, graph: ir.Graph) -> _Found | None:
+def _gemm(facts: Facts, node: ir.Node, graph: ir.Graph) -> FoundLinear | None:
     data, weight = node.inputs[0], node.inputs[1]
     if facts.constants.is_constant(data) or weight is None:
         return None
@@ -196,10 +196,10 @@ def _gemm(facts: Facts, node: ir.Node, graph: ir.Graph) -> _Found | None:
         alpha=float_attribute(node, "alpha", 1.0), beta=float_attribute(node, "beta", 1.0),
     )  # fmt: skip
     in_axis = 0 if int_attribute(node, "transA", 0) else 1
-    return _Found(site, in_axis, 1, "", bias)
+    return FoundLinear(site, in_axis, 1, "", bias)
 
 
-def _matmul(facts: Facts, node: ir.Node, graph: ir.Graph) -> _Found | None:
+def _matmul(facts: Facts, node: ir.Node, graph: ir.Graph) -> FoundLinear | None:
     first, second = node.inputs[0], node.inputs[1]
     if facts.is_float_constant(second) and first is not None:
         return _matmul_by(facts, node, graph, data=first, position=0)
@@ -210,7 +210,7 @@ def _matmul(facts: Facts, node: ir.Node, graph: ir.Graph) -> _Found | None:
 
 def _matmul_by(
     facts: Facts, node: ir.Node, graph: ir.Graph, *, data: ir.Value, position: int
-) -> _Found | None:
+) -> FoundLinear | None:
     weight = node.inputs[1 - position]
     assert weight is not None
     shape, rank = facts.constants.shape(weight), facts.rank(data)
@@ -228,7 +228,7 @@ def _matmul_by(
                       add=add, becomes_gemm=gemm, rows=rows)  # fmt: skip
     bias = Bias.BUILT_IN if add is not None or gemm else Bias.OPERATOR
     barrier = "" if all(dim == 1 for dim in shape[:-2]) else "each batch has a weight of its own"
-    return _Found(site, in_axis, out_axis, barrier, bias)
+    return FoundLinear(site, in_axis, out_axis, barrier, bias)
 
 
 def _bias_add(facts: Facts, node: ir.Node, channels: int, back: int) -> ir.Node | None:
@@ -249,6 +249,6 @@ def _bias_add(facts: Facts, node: ir.Node, channels: int, back: int) -> ir.Node 
     return add if len(shape) <= allowed and shape in (lies, (1,) * len(shape)) else None
 
 
-_FINDERS: dict[str, Callable[[Facts, ir.Node, ir.Graph], _Found | None]] = {
+_FINDERS: dict[str, Callable[[Facts, ir.Node, ir.Graph], FoundLinear | None]] = {
     "Conv": _conv, "ConvTranspose": _conv_transpose, "Gemm": _gemm, "MatMul": _matmul,
 }  # fmt: skip
