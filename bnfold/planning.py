@@ -49,7 +49,7 @@ class Reason(Enum):
     BIAS_NOT_CONSTANT = ("BNF011", "the bias of {witness} is computed at run time")
     EXTRA_OPERATOR = ("BNF012", "its shift would need an Add of its own after {witness}")
     RANGE = ("BNF013", "the folded weight leaves the range of its type: {witness}")
-    NO_LINEAR_NEIGHBOUR = ("BNF014", "no linear operator is next to it, only {witness}")
+    NO_LINEAR_NEIGHBOUR = ("BNF014", "no constant weight is next to it, only {witness}")
 
     def __init__(self, code: str, sentence: str) -> None:
         self.code = code

@@ -26,9 +26,12 @@ def simplify_file(source: Path, target: Path) -> None:
         met = "--simplify needs onnxsim, which is not installed"
         raise UsageError(met, todo="pip install 'bnfold[simplify]'") from error
     model = onnx.load(source)
-    constant = model.ir_version < 4
+    inputs = {value.name for value in model.graph.input}
+    overridable = model.ir_version >= 4 and any(t.name in inputs for t in model.graph.initializer)
     try:
-        simple, _ = onnxsim.simplify(model, skip_fuse_bn=True, initializers_as_constants=constant)
+        simple, _ = onnxsim.simplify(
+            model, skip_fuse_bn=True, initializers_as_constants=not overridable
+        )
     except Exception as error:
         todo = "leave --simplify out"
         met = f"onnxsim can't simplify it: {error}"

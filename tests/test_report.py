@@ -44,11 +44,21 @@ def kept(name: str, code: str, reason: str, sentence: str) -> Step:
 
 STEPS = (
     folded("bn1", "conv1"),
-    kept("mul1", "BNF014", "no-linear-neighbour", "no linear operator is next to it, only relu1"),
+    kept(
+        "mul1",
+        "BNF014",
+        "no-linear-neighbour",
+        "no constant weight is next to it, only relu1",
+    ),
     folded("bn2", "conv2"),
     Step("bn3", "BatchNormalization", "folded", "forward", ("fc",), sentence="into fc after it"),
     kept("mul2", "BNF010", "zero-padding", "its shift does not reach every output of conv3 alike"),
-    kept("mul3", "BNF014", "no-linear-neighbour", "no linear operator is next to it, only relu2"),
+    kept(
+        "mul3",
+        "BNF014",
+        "no-linear-neighbour",
+        "no constant weight is next to it, only relu2",
+    ),
 )
 BEFORE = Size({"BatchNormalization": 3, "Conv": 3, "Identity": 1, "Mul": 3}, 1_207_000, 4_828_000)
 AFTER = Size({"Add": 1, "Conv": 3, "Mul": 3}, 1_206_750, 4_827_000)
@@ -71,8 +81,8 @@ kept for BNF010 zero-padding: 1 step
   mul2 (Mul): its shift does not reach every output of conv3 alike
 
 kept for BNF014 no-linear-neighbour: 2 steps
-  mul1 (Mul): no linear operator is next to it, only relu1
-  mul3 (Mul): no linear operator is next to it, only relu2"""
+  mul1 (Mul): no constant weight is next to it, only relu1
+  mul3 (Mul): no constant weight is next to it, only relu2"""
 
 EXPLAIN_TEXT = """\
 net.onnx (level local)
@@ -82,9 +92,9 @@ fold  bn1 (BatchNormalization): into conv1 before it
 fold  bn2 (BatchNormalization): into conv2 before it
 fold  bn3 (BatchNormalization): into fc after it
 
-keep  mul1 (Mul): BNF014 no-linear-neighbour: no linear operator is next to it, only relu1
+keep  mul1 (Mul): BNF014 no-linear-neighbour: no constant weight is next to it, only relu1
 keep  mul2 (Mul): BNF010 zero-padding: its shift does not reach every output of conv3 alike
-keep  mul3 (Mul): BNF014 no-linear-neighbour: no linear operator is next to it, only relu2"""
+keep  mul3 (Mul): BNF014 no-linear-neighbour: no constant weight is next to it, only relu2"""
 
 NUMBERS = Figures(
     e_fold=2e-6,
