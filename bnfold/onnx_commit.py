@@ -62,7 +62,8 @@ def commit(described: Described, plan: Plan, *, lazy: bool = False) -> tuple[ir.
             keep = fold.stored is Stored.AFTER
             editor.bypass(site.node, site.data_input, keep_output_name=keep)
     editor.sweep()
-    return tuple(dict.fromkeys(editor.written))
+    # What was evaluated for a step that then vanished is gone again.
+    return tuple(v for v in dict.fromkeys(editor.written) if v.is_initializer())
 
 
 def _absorb(
