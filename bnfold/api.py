@@ -157,10 +157,8 @@ def optimize(
     """
     options = Options(level, trust_initializers)
     source, target = Path(source), Path(target)
-    if simplify:
-        refuse_overwriting(read_model(source), target)
     tell = on_progress or _silent
-    with _simplified(source, simplify, tell) as start:
+    with _simplified(source, target, simplify, tell) as start:
         if not check:
             report, _ = _fold_file(start, target, target, options, tell)
             return OptimizeResult(_named(report, source), None, str(target))
@@ -273,14 +271,14 @@ def _named(report: Report, source: Path) -> Report:
 
 
 @contextmanager
-def _simplified(source: Path, wanted: bool, tell: Progress) -> Iterator[Path]:
+def _simplified(source: Path, target: Path, wanted: bool, tell: Progress) -> Iterator[Path]:
     """``source``, or what onnxsim makes of it in a folder that is gone afterwards."""
     if not wanted:
         yield source
         return
     from bnfold.simplify import simplify_file
 
-    read_model(source)
+    refuse_overwriting(read_model(source), target)
     with tempfile.TemporaryDirectory(prefix="bnfold-") as folder:
         tell("simplifying", None)
         simple = Path(folder) / source.name

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import onnx_ir as ir
 
-from bnfold.affine import AffineMap, cast_once
+from bnfold.affine import AffineMap, cast_once, vector_fault
+from bnfold.channel_graph import Affine
 from bnfold.onnx_describe import ConstantSite, Described
 from bnfold.onnx_edit import Editor
 from bnfold.onnx_evaluate import UncomputableError
@@ -152,7 +153,10 @@ def _set_bias(
 def _step(
     described: Described, editor: Editor, index: int, site: StepSite, taken: Absorption
 ) -> Edit:
-    merged = merged_map(described, index, taken)
+    step = described.graph.operators[index]
+    assert isinstance(step, Affine)
+    assert step.map is not None
+    merged = taken.around(step.map)
     if site.node.op_type == "BatchNormalization":
         return _batch_norm(described, editor, index, site, merged)
     values = merged.scale if merged.is_scaling else merged.shift
@@ -177,15 +181,6 @@ def _step(
     return edit
 
 
-def merged_map(described: Described, index: int, taken: Absorption) -> AffineMap:
-    """What step ``index`` does with all that it took over."""
-    result: AffineMap | None = getattr(described.graph.operators[index], "map", None)
-    assert result is not None
-    if taken.input is not None:
-        result = result.after(taken.input)
-    return result if taken.output is None else taken.output.after(result)
-
-
 def _constant_dtype(described: Described, site: StepSite) -> ir.DataType:
     found = [described.facts.constants.dtype(v) for v in site.node.inputs
              if v is not None and described.facts.constants.is_constant(v)]  # fmt: skip
@@ -194,9 +189,9 @@ def _constant_dtype(described: Described, site: StepSite) -> ir.DataType:
 
 def _checked(index: int, values: np.ndarray, dtype: ir.DataType) -> Array:
     result = cast_once(values, dtype.numpy())
-    bad = np.flatnonzero(np.isfinite(values) & ~np.isfinite(result.astype(np.float64)))
-    if bad.size:
-        raise FoldRefusedError(index, Reason.RANGE, f"overflows on channel {bad[0]}")
+    fault = vector_fault(values, result)
+    if fault is not None:
+        raise FoldRefusedError(index, Reason.RANGE, f"{fault.what} on channel {fault.channel}")
     return result
 
 

@@ -36,7 +36,7 @@ _BOOLEAN = frozenset({
     "IsNaN", "IsInf",
 })  # fmt: skip
 
-_FLOAT_TYPES = frozenset({
+FLOAT_TYPES = frozenset({
     ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE,
 })  # fmt: skip
 
@@ -88,9 +88,7 @@ class Constants:
 
     def _note(self, node: ir.Node) -> None:
         """Enter the outputs of ``node`` if they are constant."""
-        if not self.is_standard(node) or node.op_type in _NEVER_CONSTANT:
-            return
-        if any(attribute.is_ref() for attribute in node.attributes.values()):
+        if not self.is_plain(node) or node.op_type in _NEVER_CONSTANT:
             return
         if node.op_type in ("Shape", "Size") and self._sizes(node) is not None:
             self._root[node.outputs[0]] = node.outputs[0]  # it reads a shape, and no storage
@@ -120,13 +118,21 @@ class Constants:
         """Whether ``node`` is of ``ai.onnx``, and no function of the model redefines it."""
         return node.domain in ONNX_DOMAINS and (node.domain, node.op_type) not in self._functions
 
+    def is_plain(self, node: ir.Node) -> bool:
+        """Whether ``node`` is of ``ai.onnx`` and all its attributes are known.
+
+        Within a function an attribute may be one that each caller sets.
+        """
+        known = not any(attribute.is_ref() for attribute in node.attributes.values())
+        return known and self.is_standard(node)
+
     def is_constant(self, value: ir.Value | None) -> bool:
         """Whether ``value`` can be known before the model runs."""
         return value is not None and value in self._root
 
     def is_float(self, value: ir.Value) -> bool:
         """Whether a constant is of a float type that a fold can compute with."""
-        return self.dtype(value) in _FLOAT_TYPES
+        return self.dtype(value) in FLOAT_TYPES
 
     def root(self, value: ir.Value) -> ir.Value:
         """The largest stored tensor that a constant is computed from: its storage."""

@@ -126,11 +126,6 @@ class Editor:
         node.graph.remove(node, safe=True)
         self._left.extend(read)
 
-    def leave(self, value: ir.Value | None) -> None:
-        """Note that ``value`` may have lost its last reader."""
-        if value is not None:
-            self._left.append(value)
-
     def sweep(self) -> None:
         """Remove constants and constant nodes that lost their last reader."""
         while self._left:

@@ -8,12 +8,17 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from bnfold.channel_graph import Dim
-from bnfold.onnx_constants import Constants
+from bnfold.onnx_constants import FLOAT_TYPES, Constants
 from bnfold.onnx_shapes import Inferred, both
 
-FLOAT_TYPES = frozenset({
-    ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE,
-})  # fmt: skip
+__all__ = [
+    "FLOAT_TYPES",
+    "Facts",
+    "float_attribute",
+    "input_at",
+    "int_attribute",
+    "ints_attribute",
+]
 
 
 class Facts:
@@ -43,12 +48,8 @@ class Facts:
         return self.constants.opsets[graph]
 
     def is_plain(self, node: ir.Node) -> bool:
-        """Whether ``node`` is of ``ai.onnx`` and all its attributes are known.
-
-        Within a function an attribute may be one that each caller sets.
-        """
-        known = not any(attribute.is_ref() for attribute in node.attributes.values())
-        return known and self.constants.is_standard(node)
+        """Whether ``node`` is of ``ai.onnx`` and all its attributes are known."""
+        return self.constants.is_plain(node)
 
     def label(self, node: ir.Node) -> str:
         """The node's name, or what it makes when the name is missing or not its own."""

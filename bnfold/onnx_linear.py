@@ -70,7 +70,6 @@ class FoundLinear:
     out_axis: int
     shift_barrier: str
     bias: Bias
-    counted_out: int = 0
 
 
 def find_linear(facts: Facts, node: ir.Node, graph: ir.Graph) -> FoundLinear | None:

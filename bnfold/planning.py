@@ -95,6 +95,11 @@ class Absorption:
     input: AffineMap | None = None
     output: AffineMap | None = None
 
+    def around(self, own: AffineMap) -> AffineMap:
+        """What a step that does ``own`` does with all that it took over."""
+        result = own if self.input is None else own.after(self.input)
+        return result if self.output is None else self.output.after(result)
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:

@@ -29,7 +29,6 @@ class Draft:
         self.folds: dict[int, Fold] = {}
         self.absorptions: dict[int, Absorption] = {}
         self._inputs = [list(operator.inputs) for operator in graph.operators]
-        self._outputs = [list(operator.outputs) for operator in graph.operators]
         self._producer: dict[ValueId, int] = {}
         self._readers: dict[ValueId, list[int]] = {}
         for index, operator in enumerate(graph.operators):
@@ -66,8 +65,8 @@ class Draft:
         return self._inputs[index][0]
 
     def output(self, index: int) -> ValueId:
-        """The activation that operator ``index`` writes now."""
-        return self._outputs[index][0]
+        """The activation that operator ``index`` writes."""
+        return self.operators[index].outputs[0]
 
     def producer(self, value: ValueId) -> int | None:
         """The operator that writes ``value``; None for an input of the graph."""
@@ -87,9 +86,7 @@ class Draft:
         operator = self.operators[index]
         assert isinstance(operator, Affine)
         assert operator.map is not None
-        taken = self.absorptions.get(index, Absorption())
-        result = operator.map if taken.input is None else operator.map.after(taken.input)
-        return result if taken.output is None else taken.output.after(result)
+        return self.absorptions.get(index, Absorption()).around(operator.map)
 
     def has_bias(self, index: int) -> bool:
         """Whether linear operator ``index`` can take a shift without one operator more."""
