@@ -15,6 +15,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+import numpy as np
+from numpy.typing import NDArray
+
 from bnfold.affine import AffineMap
 
 Dim = int | str | None
@@ -68,6 +71,7 @@ class Weight:
     storage: str
     dtype: str
     readers: tuple[str, ...]
+    nbytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +82,34 @@ class Operator:
     op_type: str
     inputs: tuple[ValueId, ...]
     outputs: tuple[ValueId, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Link:
+    """Channels of one value that are channels of another.
+
+    Entry ``source_index[i]`` along the axes ``source`` of the one (in row-major order of the axes
+    as they are listed) is entry ``target_index[i]`` along the axes ``target`` of the other. Without
+    an index all entries are meant, in order.
+    """
+
+    source: tuple[int, ...]
+    target: tuple[int, ...]
+    source_index: NDArray[np.int64] | None = None
+    target_index: NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Route:
+    """How channels go from the value ``source`` to the value ``target``.
+
+    Without ``links`` both have one shape and go axis by axis. Along an axis that is in no link
+    (one that is pooled over, or broadcast along) the units of a value have to be the same.
+    """
+
+    source: ValueId
+    target: ValueId
+    links: tuple[Link, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +150,20 @@ class ConstantStep(Operator):
     """An affine step over constants only; it can be evaluated away."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Norm(Operator):
+    """``y = scale * core(x) + shift``, the core in true units: LayerNormalization and its kin.
+
+    What follows on ``axis`` of the output can go into its own scale and shift, which are
+    ``weight`` and ``bias``. ``inputs[0]`` is the activation.
+    """
+
+    axis: int
+    channels: int
+    weight: Weight | None
+    bias: Bias
+
+
 class Sign(Enum):
     """Which scales a tie lets through."""
 
@@ -134,22 +180,54 @@ class ShiftRule(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tie(Operator):
-    """All its values carry the same scale: Identity, Dropout, Relu, pooling."""
+    """All values on its routes carry the same scale: Identity, Relu, pooling, Concat, Reshape.
+
+    ``routes`` say which channels of which input are which channels of which output; without any,
+    every input has the shape of ``outputs[0]``, channel by channel. An input or output on no route
+    is in true units, and so is a channel of an output that no route reaches.
+    """
 
     sign: Sign
     shift: ShiftRule
+    routes: tuple[Route, ...] = ()
 
     @property
     def free(self) -> bool:
         """Whether units pass unchanged and unconditionally, as through Identity."""
-        return self.sign is Sign.ANY and self.shift is ShiftRule.EQUAL
+        alike = not self.routes and len(self.inputs) == 1
+        return alike and self.sign is Sign.ANY and self.shift is ShiftRule.EQUAL
+
+    @property
+    def paths(self) -> tuple[Route, ...]:
+        """The routes, stated or by default."""
+        return self.routes or tuple(Route(v, self.outputs[0]) for v in self.inputs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sum(Operator):
-    """``y = sum of signs[i] * x[i]``: scales equal on all, shifts bound by one equation."""
+    """``y = sum of signs[i] * x[i]``: scales equal on all, shifts bound by one equation.
+
+    ``signs[i]`` is 1 or -1, or n where n positions of the input are added up (ReduceSum).
+    """
 
     signs: tuple[int, ...]
+    routes: tuple[Route, ...] = ()
+
+    @property
+    def paths(self) -> tuple[Route, ...]:
+        """One route for each input, stated or by default."""
+        return self.routes or tuple(Route(v, self.outputs[0]) for v in self.inputs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Product(Operator):
+    """``y = x1 x2``, element by element or as matrices: linear in each of its two inputs.
+
+    One of the two (the planner chooses) carries its scale to the output, along its route; the
+    other one, the gate, is in true units. No shift passes. Both routes lead to ``outputs[0]``.
+    """
+
+    routes: tuple[Route, Route]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

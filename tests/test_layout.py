@@ -18,6 +18,7 @@ LAYERS = (
     ("range_guard",),
     ("affine",),
     ("channel_graph",),
+    ("index_maps",),
     ("planning",),
     ("passes",),
     ("report.model",),
