@@ -66,12 +66,15 @@ class Weight:
     """The constant of a linear operator, by the name of its storage.
 
     ``readers`` are the names of all operators that read the same storage, under whatever name.
+    ``view`` says how this operator reads it (transposed, reshaped ...): two that read one storage
+    hold the same numbers in the same places only if their views are equal.
     """
 
     storage: str
     dtype: str
     readers: tuple[str, ...]
     nbytes: int = 0
+    view: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

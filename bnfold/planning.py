@@ -7,10 +7,11 @@ compared and committed by any front end.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from bnfold.affine import AffineMap
+from bnfold.channel_graph import ValueId
 
 
 class How(Enum):
@@ -19,6 +20,7 @@ class How(Enum):
     BACKWARD = "backward"
     FORWARD = "forward"
     MERGED = "merged"
+    AROUND = "around"
     IDENTITY = "identity"
     EVALUATED = "evaluated"
 
@@ -50,6 +52,12 @@ class Reason(Enum):
     EXTRA_OPERATOR = ("BNF012", "its shift would need an Add of its own after {witness}")
     RANGE = ("BNF013", "the folded weight leaves the range of its type: {witness}")
     NO_LINEAR_NEIGHBOUR = ("BNF014", "no constant weight is next to it, only {witness}")
+    SIGN = ("BNF015", "its scale is negative, and {witness} passes only positive ones")
+    ZERO_SCALE = ("BNF016", "its scale is 0 or next to 0, and {witness} would have to undo it")
+    SHIFT = ("BNF017", "its shift can't pass {witness}")
+    FENCED = ("BNF018", "on both sides of it tensors have to keep their units: {witness}")
+    OTHER_PATH = ("BNF019", "another path leads around it, through {witness}")
+    OTHER_STEP = ("BNF020", "one tensor can't take the units of this step and of {witness}")
 
     def __init__(self, code: str, sentence: str) -> None:
         self.code = code
@@ -90,10 +98,15 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Absorption:
-    """What an operator takes over: ``input`` is applied before it, ``output`` after it."""
+    """What an operator takes over: ``input`` is applied before it, ``output`` after it.
+
+    Both lie on the operator's own channels; on ``axis`` if a step that has none (a scalar) takes
+    over something that varies along one.
+    """
 
     input: AffineMap | None = None
     output: AffineMap | None = None
+    axis: int | None = None
 
     def around(self, own: AffineMap) -> AffineMap:
         """What a step that does ``own`` does with all that it took over."""
@@ -102,14 +115,28 @@ class Absorption:
 
 
 @dataclass(frozen=True, slots=True)
+class Units:
+    """A value is stored as ``u`` where ``v = map(u)``; the map's channels lie on ``axes``.
+
+    Along several axes they are in row-major order. ``map`` is not finite on channels that nobody
+    reads back.
+    """
+
+    axes: tuple[int, ...]
+    map: AffineMap
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """Every affine step is in exactly one of ``folds`` and ``kept``.
 
     ``folds`` are in the order in which they were decided, which is the order to make them in:
-    each speaks of the tensors that the ones before it left.
+    each speaks of the tensors that the ones before it left. ``units`` has the values that are
+    stored in units other than their own.
     """
 
     level: str
     folds: tuple[Fold, ...]
     kept: tuple[Kept, ...]
     absorptions: Mapping[int, Absorption]
+    units: Mapping[ValueId, Units] = field(default_factory=dict)

@@ -5,5 +5,6 @@ leaves the editing to the front end.
 """
 
 from bnfold.passes.local import plan_local
+from bnfold.passes.maximal import plan_max
 
-__all__ = ["plan_local"]
+__all__ = ["plan_local", "plan_max"]

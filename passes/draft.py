@@ -9,7 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from bnfold.affine import AffineMap
-from bnfold.channel_graph import Affine, Anchor, Bias, ChannelGraph, Linear, Operator, Tie, ValueId
+from bnfold.channel_graph import (
+    Affine,
+    Anchor,
+    Bias,
+    ChannelGraph,
+    Linear,
+    Operator,
+    Product,
+    Route,
+    Sum,
+    Tie,
+    ValueId,
+)
 from bnfold.planning import Absorption, Fold, How, Kept, Stored
 
 
@@ -28,6 +40,7 @@ class Draft:
         self.anchors: dict[ValueId, Anchor] = dict(graph.anchors)
         self.folds: dict[int, Fold] = {}
         self.absorptions: dict[int, Absorption] = {}
+        self._alias: dict[ValueId, ValueId] = {}
         self._inputs = [list(operator.inputs) for operator in graph.operators]
         self._producer: dict[ValueId, int] = {}
         self._readers: dict[ValueId, list[int]] = {}
@@ -68,6 +81,10 @@ class Draft:
         """The activation that operator ``index`` writes."""
         return self.operators[index].outputs[0]
 
+    def inputs(self, index: int) -> list[ValueId]:
+        """All activations that operator ``index`` reads now."""
+        return self._inputs[index]
+
     def producer(self, value: ValueId) -> int | None:
         """The operator that writes ``value``; None for an input of the graph."""
         return self._producer.get(value)
@@ -75,6 +92,33 @@ class Draft:
     def readers(self, value: ValueId) -> list[int]:
         """The operators that read ``value``, one entry per reading input."""
         return self._readers.get(value, [])
+
+    def touching(self, value: ValueId) -> list[int]:
+        """The operators that write or read ``value`` and still stand, each once."""
+        producer = self._producer.get(value)
+        readers = self._readers.get(value, [])
+        found = dict.fromkeys(readers if producer is None else [producer, *readers])
+        return [index for index in found if index not in self.folds]
+
+    def routes(self, index: int) -> tuple[Route, ...]:
+        """The routes through operator ``index`` between the values that are left."""
+        operator = self.operators[index]
+        stated: tuple[Route, ...]
+        if isinstance(operator, Product):
+            stated = operator.routes
+        elif isinstance(operator, Tie | Sum):
+            stated = operator.paths
+        else:
+            return ()
+        if not self._alias:
+            return stated
+        return tuple(Route(self.resolve(r.source), self.resolve(r.target), r.links) for r in stated)
+
+    def resolve(self, value: ValueId) -> ValueId:
+        """The value that took the place of ``value``, or itself."""
+        while value in self._alias:
+            value = self._alias[value]
+        return value
 
     def is_free_tie(self, index: int) -> bool:
         """Whether units pass operator ``index`` unchanged."""
@@ -102,13 +146,18 @@ class Draft:
         """Operator ``index`` applies ``taken`` to what it writes."""
         old = self.absorptions.get(index, Absorption())
         output = taken if old.output is None else taken.after(old.output)
-        self.absorptions[index] = Absorption(old.input, output)
+        self.absorptions[index] = Absorption(old.input, output, old.axis)
 
     def absorb_input(self, index: int, taken: AffineMap) -> None:
         """Operator ``index`` applies ``taken`` to what it reads."""
         old = self.absorptions.get(index, Absorption())
         inputs = taken if old.input is None else old.input.after(taken)
-        self.absorptions[index] = Absorption(inputs, old.output)
+        self.absorptions[index] = Absorption(inputs, old.output, old.axis)
+
+    def widen(self, index: int, axis: int) -> None:
+        """What step ``index``, a scalar until now, took over lies on ``axis``."""
+        old = self.absorptions.get(index, Absorption())
+        self.absorptions[index] = Absorption(old.input, old.output, axis)
 
     def vanish(self, step: int, how: How, into: tuple[int, ...], stored: Stored) -> None:
         """Step ``step`` is gone: the tensors before and after it are one."""
@@ -119,6 +168,7 @@ class Draft:
             readers.append(reader)
         self._readers[before] = readers
         self._readers.pop(after, None)
+        self._alias[after] = before
         if after in self.anchors:
             self.anchors[before] = self.anchors.pop(after)
         self.folds[step] = Fold(step, how, into, stored)

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from bnfold.affine import AffineMap
 from bnfold.channel_graph import Affine, Anchor, Bias, Linear, ValueId
 from bnfold.passes.draft import Draft
-from bnfold.planning import Reason
+from bnfold.planning import Kept, Reason
 
 SCALABLE_TYPES = frozenset({"FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE"})
 
-_ANCHOR_REASONS = {
+ANCHOR_REASONS = {
     Anchor.INPUT: Reason.GRAPH_BOUNDARY,
     Anchor.OUTPUT: Reason.GRAPH_BOUNDARY,
     Anchor.CAPTURED: Reason.CAPTURED,
@@ -33,6 +33,10 @@ class Refusal:
     detail: str = ""
     near: bool = True
 
+    def kept(self, step: int) -> Kept:
+        """The verdict on ``step``."""
+        return Kept(step, self.reason, self.witness, self.detail)
+
 
 def anchored(draft: Draft, value: ValueId) -> Refusal | None:
     """Refuse to restore the units of a value that somebody outside reads."""
@@ -40,7 +44,7 @@ def anchored(draft: Draft, value: ValueId) -> Refusal | None:
     if anchor is None:
         return None
     name = draft.values[value].name
-    return Refusal(_ANCHOR_REASONS[anchor], (f"'{name}'",), f"which {anchor.value}")
+    return Refusal(ANCHOR_REASONS[anchor], (f"'{name}'",), f"which {anchor.value}")
 
 
 def read_by_others(draft: Draft, value: ValueId, reader: int) -> Refusal | None:

@@ -32,6 +32,13 @@ def plan_local(graph: ChannelGraph, refused: Mapping[int, Kept] | None = None) -
         A plan in which every affine step is folded or kept with a reason.
     """
     draft = Draft(graph, refused or {})
+    refusals = fold_neighbours(draft)
+    kept = kept_steps(draft, {index: r.kept(index) for index, r in refusals.items()})
+    return Plan("local", (*draft.folds.values(), *evaluated(draft)), kept, draft.absorptions)
+
+
+def fold_neighbours(draft: Draft) -> dict[int, Refusal]:
+    """Make every fold between direct neighbours; returns why the other steps stay."""
     refusals: dict[int, Refusal] = {}
     changed = True
     while changed:
@@ -42,13 +49,15 @@ def plan_local(graph: ChannelGraph, refused: Mapping[int, Kept] | None = None) -
         for index, step in list(draft.steps()):
             if draft.is_open(index):
                 changed |= merge_with_next(draft, index, step)
-    evaluated = [
+    return refusals
+
+
+def evaluated(draft: Draft) -> tuple[Fold, ...]:
+    """Steps over constants only, which vanish without anything else."""
+    return tuple(
         Fold(i, How.EVALUATED, (), Stored.AFTER)
-        for i, op in enumerate(graph.operators)
+        for i, op in enumerate(draft.operators)
         if isinstance(op, ConstantStep) and i not in draft.refused
-    ]
-    return Plan(
-        "local", (*draft.folds.values(), *evaluated), _kept(draft, refusals), draft.absorptions
     )
 
 
@@ -80,22 +89,22 @@ def _more_telling(before: Refusal, after: Refusal) -> Refusal:
     return Refusal(Reason.NO_LINEAR_NEIGHBOUR, before.witness + after.witness, near=False)
 
 
-def _kept(draft: Draft, refusals: Mapping[int, Refusal]) -> tuple[Kept, ...]:
+def kept_steps(draft: Draft, why: Mapping[int, Kept]) -> tuple[Kept, ...]:
+    """Every step that stays: by its nature, because it was refused, or as ``why`` has it."""
     kept = []
     for index, operator in enumerate(draft.operators):
         if index in draft.refused:
             kept.append(draft.refused[index])
         elif isinstance(operator, Affine) and index not in draft.folds:
-            kept.append(_why(index, operator, refusals))
+            kept.append(_by_nature(index, operator) or why[index])
     return tuple(kept)
 
 
-def _why(index: int, step: Affine, refusals: Mapping[int, Refusal]) -> Kept:
+def _by_nature(index: int, step: Affine) -> Kept | None:
     if step.training_mode:
         return Kept(index, Reason.TRAINING_MODE, (step.name,))
     if step.map is None:
         return Kept(index, Reason.NOT_CONSTANT, (step.unproved or step.name,))
     if step.unproved:
         return Kept(index, Reason.CHANNEL_AXIS, ("its neighbours",), step.unproved)
-    refusal = refusals[index]
-    return Kept(index, refusal.reason, refusal.witness, refusal.detail)
+    return None

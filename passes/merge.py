@@ -24,9 +24,9 @@ def merge_with_next(draft: Draft, index: int, step: Affine) -> bool:
     first, second = draft.step_map(index), draft.step_map(following)
     if not (first.finite and second.finite):
         return False
-    merged = second.after(first)
     if not _axes_agree(step, after, first, second):
         return False
+    merged = second.after(first)
     if _can_express(after, merged) and _covers(after, step):
         draft.absorb_input(following, first)
         draft.vanish(index, How.MERGED, (following,), Stored.BEFORE)

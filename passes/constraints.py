@@ -1,0 +1,496 @@
+"""What every operator asks of the units of the values around it, as equations on channels.
+
+    linear operator    nothing of its output; of its input nothing, or shift = 0 where it pads
+    tie                scale equal, positive for Relu and its kin; shift equal, or 0
+    sum                scale equal; one equation between the shifts
+    product            one factor in true units; scale equal along the other one; shift 0
+    anything else      true units: scale = 1, shift = 0
+
+A step that may vanish asks nothing if it can express a scale and a shift at once. One that can't
+stays what it is: a scale keeps shift_out = a shift_in, a shift keeps scale_out = scale_in.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from math import prod
+
+import numpy as np
+
+from bnfold.affine import AffineMap
+from bnfold.channel_graph import (
+    Affine,
+    Bias,
+    Form,
+    Linear,
+    Norm,
+    Product,
+    Route,
+    ShiftRule,
+    Sign,
+    Sum,
+    Tie,
+    ValueId,
+    Weight,
+)
+from bnfold.passes.draft import Draft
+from bnfold.passes.guards import ANCHOR_REASONS, SCALABLE_TYPES
+from bnfold.passes.numbering import Numbering, Pairs
+from bnfold.passes.potentials import F64, Edges, Ids, Mask, Potentials
+from bnfold.planning import Reason
+
+ITEM_BYTES = {"FLOAT": 4, "FLOAT16": 2, "BFLOAT16": 2, "DOUBLE": 8}
+# Below this share of a step's largest scale, dividing by a scale ruins what it is added to:
+# half the digits of the type.
+_TINY = {"FLOAT": 2.0**-12, "FLOAT16": 2.0**-5, "BFLOAT16": 2.0**-4, "DOUBLE": 2.0**-26}
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """Why values have to be in true units, or without a shift."""
+
+    reason: Reason
+    witness: tuple[str, ...]
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidate:
+    """A step that may vanish: ``s_y = a s_x`` and ``t_y = a t_x + b`` on every channel.
+
+    ``cost`` is the size of its output in bytes; ``awkward`` are channels on which ``a`` is 0 or so
+    small that nothing may be divided by it.
+    """
+
+    step: int
+    x: Ids
+    y: Ids
+    a: F64
+    b: F64
+    cost: int
+    awkward: Mask
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sums:
+    """Equations ``sum of factors * t[numbers] = 0``, one a row; number -1 is none."""
+
+    numbers: Ids
+    factors: F64
+    owner: Ids
+
+
+@dataclass(slots=True)
+class _Parts:
+    scale: list[Edges] = field(default_factory=list)
+    shift: list[Edges] = field(default_factory=list)
+    positive: list[tuple[Ids, int]] = field(default_factory=list)
+    stiff: list[Ids] = field(default_factory=list)
+    sums: list[tuple[list[Ids], list[int], int]] = field(default_factory=list)
+
+
+class Constraints:
+    """All that has to hold, whatever vanishes.
+
+    Args:
+        draft: The graph, with what is decided so far.
+        strict: Let no operator gain an Add for its bias.
+        rigid: Steps that have to stay as they are.
+        cloned: Weights, by storage, that each of their readers may have for itself.
+    """
+
+    def __init__(
+        self,
+        draft: Draft,
+        *,
+        strict: bool = False,
+        rigid: frozenset[int] = frozenset(),
+        cloned: frozenset[str] = frozenset(),
+    ) -> None:
+        self.draft = draft
+        self._strict, self._rigid, self._cloned = strict, rigid, cloned
+        self.numbering = Numbering(draft)
+        self.candidates: list[Candidate] = []
+        self.scale_fences: list[tuple[Ids, Fence]] = []
+        self.shift_fences: list[tuple[Ids, Fence]] = []
+        self.reads: dict[int, Ids] = {}
+        self.writes: dict[int, Ids] = {}
+        self.bare: list[int] = []
+        self._parts = _Parts()
+        self._products: list[int] = []
+        self._shared: dict[str, list[int]] = defaultdict(list)
+        for index in sorted(self.numbering.operators):
+            self._operator(index)
+        for value in self.numbering.values:
+            self._outside(value)
+        for readers in self._shared.values():
+            self._agree(readers)
+        self._choose_gates()
+        self.scale = Edges.joined(self._parts.scale)
+        self.shift = Edges.joined(self._parts.shift)
+        self.positive = self._parts.positive
+        self.stiff = np.concatenate(self._parts.stiff) if self._parts.stiff else _none()
+        self.sums = _as_rows(self._parts.sums)
+
+    def bytes_of(self, value: ValueId) -> int:
+        """The size of a value, with 1 for what is not known."""
+        return _bytes(self.draft, value)
+
+    def cost_of(self, index: int) -> int:
+        """What step ``index`` costs while it stays."""
+        return _bytes(self.draft, self.draft.output(index))
+
+    def sides(self, index: int) -> tuple[int | None, Ids, Ids]:
+        """The axis on which step ``index`` can take over units, and its channels there."""
+        step = self.draft.operator(index)
+        assert isinstance(step, Affine)
+        axis = self._own_axis(index, step)
+        x, y = self.draft.input(index), self.draft.output(index)
+        if axis is None:
+            return None, self.numbering.of(x).ravel()[:1], self.numbering.of(y).ravel()[:1]
+        return axis, self.numbering.along(x, axis), self.numbering.along(y, axis)
+
+    # ---- by kind of operator ----
+
+    def _operator(self, index: int) -> None:
+        operator = self.draft.operator(index)
+        if isinstance(operator, Linear):
+            self._linear(index, operator)
+        elif isinstance(operator, Affine):
+            self._step(index, operator)
+        elif isinstance(operator, Tie):
+            self._tie(index, operator)
+        elif isinstance(operator, Sum):
+            self._sum(index, operator)
+        elif isinstance(operator, Product):
+            self._products.append(index)
+        elif isinstance(operator, Norm):
+            self._norm(index, operator)
+        else:
+            fence = Fence(Reason.NO_LINEAR_NEIGHBOUR, (operator.name,))
+            self._fence_all(index, fence)
+
+    def _linear(self, index: int, linear: Linear) -> None:
+        fence = _unusable(linear.weight, linear.name)
+        if fence is not None:
+            self._fence_all(index, fence)
+            return
+        data, output = self.draft.input(index), self.draft.output(index)
+        for value in self.draft.inputs(index)[1:]:
+            self._fence(value, Fence(Reason.BIAS_NOT_CONSTANT, (linear.name,)))
+        if data in self.numbering.values and self.draft.inputs(index).count(data) == 1:
+            self._reads(index, linear, data)
+        if output in self.numbering.values:
+            self._writes(index, linear, output)
+        assert linear.weight is not None
+        if len(linear.weight.readers) > 1 and linear.weight.storage not in self._cloned:
+            self._shared[linear.weight.storage].append(index)
+        if linear.bias is Bias.OPERATOR and not self.draft.has_bias(index):
+            self.bare.append(index)
+            if self._strict:
+                fence = Fence(Reason.EXTRA_OPERATOR, (linear.name,))
+                self._fence_shift(data, fence)
+                self._fence_shift(output, fence)
+
+    def _reads(self, index: int, linear: Linear, data: ValueId) -> None:
+        if not self._on_axis(index, data, linear.in_axis, linear.in_channels, linear.name):
+            return
+        self.reads[index] = self.numbering.along(data, linear.in_axis)
+        if linear.shift_barrier:
+            fence = Fence(Reason.ZERO_PADDING, (linear.name,), linear.shift_barrier)
+            self._fence_shift(data, fence)
+        elif linear.bias is Bias.DYNAMIC:
+            self._fence_shift(data, Fence(Reason.BIAS_NOT_CONSTANT, (linear.name,)))
+
+    def _writes(self, index: int, linear: Linear, output: ValueId) -> None:
+        if linear.bias is Bias.DYNAMIC:
+            self._fence(output, Fence(Reason.BIAS_NOT_CONSTANT, (linear.name,)))
+        elif self._on_axis(index, output, linear.out_axis, linear.out_channels, linear.name):
+            self.writes[index] = self.numbering.along(output, linear.out_axis)
+
+    def _norm(self, index: int, norm: Norm) -> None:
+        output = self.draft.output(index)
+        for value in self.draft.inputs(index):
+            self._fence(value, Fence(Reason.NO_LINEAR_NEIGHBOUR, (norm.name,)))
+        fence = _unusable(norm.weight, norm.name)
+        if norm.bias is Bias.DYNAMIC or (norm.weight and len(norm.weight.readers) > 1):
+            fence = Fence(Reason.SHARED_WEIGHT, (norm.name,))
+        if fence is not None:
+            self._fence(output, fence)
+            return
+        if output not in self.numbering.values:
+            return
+        if norm.bias is Bias.OPERATOR:
+            self._fence_shift(output, Fence(Reason.EXTRA_OPERATOR, (norm.name,)))
+        if self._on_axis(index, output, norm.axis, norm.channels, norm.name):
+            self.writes[index] = self.numbering.along(output, norm.axis)
+
+    def _step(self, index: int, step: Affine) -> None:
+        x, y = self.draft.input(index), self.draft.output(index)
+        if not self.draft.is_open(index) or index in self._rigid:
+            self._fence_all(index, Fence(Reason.NO_LINEAR_NEIGHBOUR, (step.name,)))
+            return
+        taken = self.draft.step_map(index)
+        if not taken.finite or self.numbering.sizes[x] != self.numbering.sizes[y]:
+            self._fence_all(index, Fence(Reason.NO_LINEAR_NEIGHBOUR, (step.name,)))
+            return
+        alone = self._own_axis(index, step)
+        for value in (x, y):
+            self._tie_beside(value, alone, index)
+        candidate = self._candidate(index, step, taken)
+        self.candidates.append(candidate)
+        self.reads[index], self.writes[index] = candidate.x, candidate.y
+        if step.form is Form.EITHER:
+            self._stays_what_it_is(index, candidate, taken)
+
+    def _own_axis(self, index: int, step: Affine) -> int | None:
+        """The one axis along which the units next to a step may vary, so that it can take them."""
+        x = self.draft.input(index)
+        axes = self.numbering.axes[x]
+        ranked = self.draft.values[x].shape is not None
+        if step.axis is None and step.form is Form.EITHER and len(axes) == 1 and ranked:
+            return axes[0]
+        return step.axis
+
+    def _candidate(self, index: int, step: Affine, taken: AffineMap) -> Candidate:
+        x, y = self.draft.input(index), self.draft.output(index)
+        sizes, axes = self.numbering.sizes[x], self.numbering.axes[x]
+        shape = [1] * len(sizes)
+        if taken.channels > 1 and step.axis in axes:
+            shape[axes.index(step.axis)] = taken.channels
+        a, b = taken.scale, taken.shift
+        if taken.channels > 1 and step.axis not in axes:  # too large to be numbered
+            a, b = np.full(1, np.nan), np.zeros(1)
+        scale, shift = (np.broadcast_to(v.reshape(shape), sizes).ravel() for v in (a, b))
+        dtype = self.draft.values[y].dtype
+        tiny = _TINY.get(dtype, _TINY["FLOAT16"]) * float(np.abs(a).max(initial=0))
+        return Candidate(
+            index, self.numbering.of(x).ravel(), self.numbering.of(y).ravel(), scale, shift,
+            _bytes(self.draft, y), ~(np.abs(scale) > tiny),
+        )  # fmt: skip
+
+    def _stays_what_it_is(self, index: int, candidate: Candidate, taken: AffineMap) -> None:
+        x, y, a = candidate.x, candidate.y, candidate.a
+        if taken.is_shifting:
+            self._parts.scale.append(Edges.of(x, y, owner=index))
+            return
+        live = a != 0
+        self._parts.shift.append(Edges.of(x[live], y[live], a[live], 0.0, index))
+        self._parts.shift.append(Edges.of(np.zeros_like(y[~live]), y[~live], owner=index))
+
+    def _tie(self, index: int, tie: Tie) -> None:
+        name = tie.name
+        reached: dict[ValueId, list[Ids]] = defaultdict(list)
+        routes = self.draft.routes(index)
+        for route in routes:
+            pairs = self._same_scale(index, route)
+            source, target = pairs.source, pairs.target
+            reached[route.target] += (target, pairs.right)
+            if tie.shift is ShiftRule.EQUAL:
+                self._parts.shift.append(Edges.of(source, target, owner=index))
+            if tie.sign is Sign.POSITIVE:
+                self._parts.positive.append((target, index))
+            if tie.sign is Sign.POSITIVE or tie.shift is ShiftRule.ZERO:
+                self._parts.stiff.append(target)
+        if tie.shift is ShiftRule.ZERO:
+            for value in {v for r in routes for v in (r.source, r.target)}:
+                self._fence_shift(value, Fence(Reason.SHIFT, (name,)))
+        fence = Fence(Reason.NO_LINEAR_NEIGHBOUR, (name,))
+        partial = {
+            r.target for r in routes for link in r.links or () if link.target_index is not None
+        }
+        for value in partial:
+            self._fence_rest(value, np.concatenate(reached[value]), fence)
+        self._fence_others(index, {v for r in routes for v in (r.source, r.target)}, fence)
+
+    def _sum(self, index: int, total: Sum) -> None:
+        routes = self.draft.routes(index)
+        output = self.draft.output(index)
+        rows = self.numbering.of(output).ravel()
+        columns = [rows]
+        for route in routes:
+            pairs = self._same_scale(index, route)
+            source, target = pairs.source, pairs.target
+            found = np.full(rows.size, -1)
+            found[target - self.numbering.start[output]] = source
+            columns.append(found)
+            self._parts.stiff.append(target)
+        whole = np.all([column >= 0 for column in columns], axis=0)
+        self._parts.sums.append(([c[whole] for c in columns], [-1, *total.signs], index))
+
+    def _same_scale(self, index: int, route: Route) -> Pairs:
+        """Tie the scales along a route, and units along the axes that are in no link."""
+        pairs = self.numbering.pairs(route)
+        self._parts.scale.append(Edges.of(pairs.source, pairs.target, owner=index))
+        self._alike(pairs.left, pairs.right, index)
+        return pairs
+
+    # ---- products ----
+
+    def _choose_gates(self) -> None:
+        """Let the factor that is in true units anyway be the gate; else the smaller one."""
+        if not self._products:
+            return
+        edges = Edges.joined(self._parts.scale)
+        found = Potentials.free(self.numbering.count, 1.0)
+        found = found.after(found.merge(edges))
+        for index in self._products:
+            operator = self.draft.operator(index)
+            assert isinstance(operator, Product)
+            self._product(index, operator, found)
+
+    def _product(self, index: int, product: Product, found: Potentials) -> None:
+        routes = self.draft.routes(index)
+        factors = [route.source for route in routes]
+        anchored = [bool((found.root[self.numbering.of(v)] == 0).all()) for v in factors]
+        sizes = [_bytes(self.draft, v) for v in factors]
+        gate = 0 if anchored == [True, False] else 1
+        if anchored[0] == anchored[1]:
+            gate = 0 if sizes[0] < sizes[1] else 1
+        fence = Fence(Reason.SHIFT, (product.name,), "it multiplies two activations")
+        for value in {*factors, self.draft.output(index)}:
+            self._fence_shift(value, fence)
+        if factors[0] == factors[1]:
+            self._fence_all(index, Fence(Reason.NO_LINEAR_NEIGHBOUR, (product.name,)))
+            return
+        true = Fence(Reason.NO_LINEAR_NEIGHBOUR, (product.name,), "a factor of it")
+        self._fence(factors[gate], true)
+        self._parts.stiff.append(self._same_scale(index, routes[1 - gate]).target)
+        used = {*factors, self.draft.output(index)}
+        self._fence_others(index, used, fence)
+
+    # ---- weights that several operators read ----
+
+    def _agree(self, readers: list[int]) -> None:
+        """All operators that read one weight scale it alike, or none scales it."""
+        first = self.draft.operator(readers[0])
+        assert isinstance(first, Linear)
+        assert first.weight is not None
+        alike = {self._view(index) for index in readers}
+        whole = len(readers) == len(first.weight.readers) and len(alike) == 1
+        for side in (self.reads, self.writes):
+            numbers = [side.get(index) for index in readers]
+            if whole and all(n is not None for n in numbers):
+                for other in numbers[1:]:
+                    assert numbers[0] is not None
+                    assert other is not None
+                    pair = np.broadcast_arrays(numbers[0], other)
+                    self._parts.scale.append(Edges.of(pair[0], pair[1], owner=readers[0]))
+                continue
+            for index, found in zip(readers, numbers, strict=True):
+                if found is not None:
+                    self._fence_shared(index, found)
+
+    def _view(self, index: int) -> tuple[object, ...]:
+        linear = self.draft.operator(index)
+        assert isinstance(linear, Linear)
+        assert linear.weight is not None
+        return linear.weight.view, linear.in_channels, linear.out_channels
+
+    def _fence_shared(self, index: int, numbers: Ids) -> None:
+        linear = self.draft.operator(index)
+        assert isinstance(linear, Linear)
+        assert linear.weight is not None
+        others = tuple(n for n in linear.weight.readers if n != linear.name)
+        fence = Fence(Reason.SHARED_WEIGHT, others or linear.weight.readers)
+        self._anchor_scale(numbers, fence)
+
+    # ---- true units ----
+
+    def _outside(self, value: ValueId) -> None:
+        anchor = self.draft.anchors.get(value)
+        name = f"'{self.draft.values[value].name}'"
+        if anchor is not None:
+            reason = ANCHOR_REASONS[anchor]
+            self._fence(value, Fence(reason, (name,), f"which {anchor.value}"))
+        elif self.draft.producer(value) is None:
+            self._fence(value, Fence(Reason.NO_LINEAR_NEIGHBOUR, (name,)))
+
+    def _on_axis(self, index: int, value: ValueId, axis: int, channels: int, name: str) -> bool:
+        """Whether units next to an operator lie on its channels; all others are made equal."""
+        numbers = self.numbering.along(value, axis)
+        if numbers.size not in (1, channels):
+            detail = f"{numbers.size} against {channels}"
+            self._fence(value, Fence(Reason.CHANNEL_AXIS, (name,), detail))
+            return False
+        self._tie_beside(value, axis, index)
+        return True
+
+    def _tie_beside(self, value: ValueId, axis: int | None, index: int) -> None:
+        self._alike(*self.numbering.beside(value, axis), index)
+
+    def _alike(self, left: Ids, right: Ids, index: int) -> None:
+        if left.size:
+            edges = Edges.of(left, right, owner=index)
+            self._parts.scale.append(edges)
+            self._parts.shift.append(edges)
+
+    def _fence_all(self, index: int, fence: Fence) -> None:
+        self._fence_others(index, set(), fence)
+
+    def _fence_others(self, index: int, but: set[ValueId], fence: Fence) -> None:
+        operator = self.draft.operator(index)
+        outputs = (self.draft.resolve(v) for v in operator.outputs)
+        for value in (*self.draft.inputs(index), *outputs):
+            if value not in but:
+                self._fence(value, fence)
+
+    def _fence_rest(self, value: ValueId, reached: Ids, fence: Fence) -> None:
+        numbers = self.numbering.of(value).ravel()
+        rest = numbers[~np.isin(numbers, reached)]
+        self._anchor_scale(rest, fence)
+        self._anchor_shift(rest, fence)
+
+    def _fence(self, value: ValueId, fence: Fence) -> None:
+        if value in self.numbering.values:
+            self._anchor_scale(self.numbering.of(value).ravel(), fence)
+            self._fence_shift(value, fence)
+
+    def _fence_shift(self, value: ValueId, fence: Fence) -> None:
+        if value in self.numbering.values:
+            self._anchor_shift(self.numbering.of(value).ravel(), fence)
+
+    def _anchor_scale(self, numbers: Ids, fence: Fence) -> None:
+        if numbers.size:
+            self._parts.scale.append(Edges.of(np.zeros_like(numbers), numbers))
+            self.scale_fences.append((numbers, fence))
+
+    def _anchor_shift(self, numbers: Ids, fence: Fence) -> None:
+        if numbers.size:
+            self._parts.shift.append(Edges.of(np.zeros_like(numbers), numbers))
+            self.shift_fences.append((numbers, fence))
+
+
+def _unusable(weight: Weight | None, name: str) -> Fence | None:
+    if weight is None:
+        return Fence(Reason.WEIGHT_NOT_CONSTANT, (name,))
+    if weight.dtype not in SCALABLE_TYPES:
+        return Fence(Reason.WEIGHT_TYPE, (name,), weight.dtype)
+    return None
+
+
+def _bytes(draft: Draft, value: ValueId) -> int:
+    """The size of a value, with 1 for what is not known."""
+    stated = draft.values[value]
+    known = prod(dim for dim in stated.shape or () if isinstance(dim, int))
+    return known * ITEM_BYTES.get(stated.dtype, 4)
+
+
+def _none() -> Ids:
+    return np.zeros(0, np.int64)
+
+
+def _as_rows(parts: list[tuple[list[Ids], list[int], int]]) -> Sums:
+    width = max((len(columns) for columns, _, _ in parts), default=0)
+    numbers, factors, owner = [], [], []
+    for columns, signs, index in parts:
+        rows = columns[0].size
+        padded = [*columns, *(np.full(rows, -1) for _ in range(width - len(columns)))]
+        numbers.append(np.stack(padded, axis=1))
+        row = np.array([*signs, *(0 for _ in range(width - len(columns)))], dtype=np.float64)
+        factors.append(np.broadcast_to(row, (rows, width)))
+        owner.append(np.full(rows, index))
+    if not parts:
+        return Sums(np.zeros((0, 0), np.int64), np.zeros((0, 0)), _none())
+    return Sums(np.concatenate(numbers), np.concatenate(factors), np.concatenate(owner))

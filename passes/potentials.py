@@ -1,0 +1,174 @@
+"""x_q = a x_p + b over many pairs at once: unknowns that are known up to one free value a class.
+
+    x_e = slope_e x_root(e) + offset_e
+
+A weighted union-find over arrays. Unknown 0 is the one whose value is known: 1 for scales, 0 for
+shifts; whatever joins its class is anchored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+F64 = NDArray[np.float64]
+Ids = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+TOLERANCE = 2.0**-40  # what sums and products of float64 along a path may be off
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Edges:
+    """``x[target] = slope * x[source] + offset``, entry by entry; slopes are not 0.
+
+    ``owner`` is the operator that each of them stands for.
+    """
+
+    source: Ids
+    target: Ids
+    slope: F64
+    offset: F64
+    owner: Ids
+
+    @classmethod
+    def of(
+        cls, source: Ids, target: Ids, slope: ArrayLike = 1.0, offset: ArrayLike = 0.0,
+        owner: ArrayLike = -1,
+    ) -> Edges:  # fmt: skip
+        """Edges from arrays, or one number for all."""
+        source, target = np.broadcast_arrays(source, target)
+        shape = source.shape
+        return cls(
+            source, target,
+            np.broadcast_to(np.asarray(slope, np.float64), shape),
+            np.broadcast_to(np.asarray(offset, np.float64), shape),
+            np.broadcast_to(np.asarray(owner, np.int64), shape),
+        )  # fmt: skip
+
+    @classmethod
+    def joined(cls, parts: Sequence[Edges]) -> Edges:
+        """All of them in one."""
+        if not parts:
+            return cls.of(np.zeros(0, np.int64), np.zeros(0, np.int64))
+        columns = ("source", "target", "slope", "offset", "owner")
+        return cls(*(np.concatenate([getattr(p, c).ravel() for p in parts]) for c in columns))
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+        return int(self.source.size)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Merge:
+    """Classes that became one: root ``nodes[i]`` is ``slope[i] * x[root[i]] + offset[i]``."""
+
+    nodes: Ids
+    root: Ids
+    slope: F64
+    offset: F64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Potentials:
+    """Every unknown relative to the root of its class.
+
+    ``known`` is the value of unknown 0, which is the root of its class.
+    """
+
+    root: Ids
+    slope: F64
+    offset: F64
+    known: float
+
+    @classmethod
+    def free(cls, count: int, known: float) -> Potentials:
+        """``count`` unknowns of which nothing is known, but for the first."""
+        return cls(np.arange(count), np.ones(count), np.zeros(count), known)
+
+    def residual(self, edges: Edges) -> Mask:
+        """Which edges do not hold, where both their ends are in one class."""
+        p, q = edges.source, edges.target
+        slope = edges.slope * self.slope[p]
+        moved = edges.slope * self.offset[p]
+        root, at = self.root[q], self.known
+        anchored = root == 0
+        left = np.where(anchored, self.slope[q] * at + self.offset[q], self.offset[q])
+        terms = np.where(anchored, slope * at + moved, moved)
+        off = _differ(left, terms + edges.offset, np.abs(moved) + np.abs(edges.offset))
+        off |= ~anchored & _differ(self.slope[q], slope, 0.0)
+        result: Mask = off & (self.root[p] == root)
+        return result
+
+    def merge(self, edges: Edges) -> Merge:
+        """What the edges make of the classes; whether they hold is for `residual` to say."""
+        p, q = edges.source, edges.target
+        ends = np.concatenate([self.root[p], self.root[q]])
+        nodes, local = np.unique(ends, return_inverse=True)
+        first, second = local[: p.size], local[p.size :]
+        with np.errstate(all="ignore"):
+            # Between roots: slope_q x_rq + offset_q = a (slope_p x_rp + offset_p) + b
+            slope = edges.slope * self.slope[p] / self.slope[q]
+            offset = edges.slope * self.offset[p] + edges.offset - self.offset[q]
+            root, slopes, offsets = _contract(
+                nodes.size, first, second, slope, offset / self.slope[q]
+            )
+        return Merge(nodes, nodes[root], slopes, offsets)
+
+    def after(self, merge: Merge) -> Potentials:
+        """The same unknowns in the classes that ``merge`` leaves."""
+        count = self.root.size
+        root, slope, offset = np.arange(count), np.ones(count), np.zeros(count)
+        root[merge.nodes], slope[merge.nodes] = merge.root, merge.slope
+        offset[merge.nodes] = merge.offset
+        was = self.root
+        return Potentials(
+            root[was], self.slope * slope[was], self.slope * offset[was] + self.offset, self.known
+        )
+
+
+def _differ(left: F64, right: F64, terms: F64 | float) -> Mask:
+    size = np.maximum(np.maximum(np.abs(left), np.abs(right)), terms)
+    result: Mask = ~(np.abs(left - right) <= TOLERANCE * size)
+    return result
+
+
+def _contract(count: int, p: Ids, q: Ids, slope: F64, offset: F64) -> tuple[Ids, F64, F64]:
+    """Join nodes along the edges ``x_q = slope x_p + offset``; the smallest is the root.
+
+    Each round every root that has an edge to a smaller one is hung below it.
+    """
+    root: Ids = np.arange(count)
+    slopes, offsets = np.ones(count), np.zeros(count)
+    while True:
+        rp, rq = root[p], root[q]
+        (open_,) = np.nonzero(rp != rq)
+        if not open_.size:
+            return root, slopes, offsets
+        p, q, rp, rq = p[open_], q[open_], rp[open_], rq[open_]
+        slope, offset = slope[open_], offset[open_]
+        # x_rq = k x_rp + m
+        k = slope * slopes[p] / slopes[q]
+        m = (slope * offsets[p] + offset - offsets[q]) / slopes[q]
+        down = rp < rq
+        high, low = np.where(down, rq, rp), np.where(down, rp, rq)
+        high, chosen = np.unique(high, return_index=True)
+        k, m, down = k[chosen], m[chosen], down[chosen]
+        root[high] = low[chosen]
+        slopes[high], offsets[high] = np.where(down, k, 1 / k), np.where(down, m, -m / k)
+        _flatten(root, slopes, offsets)
+
+
+def _flatten(root: Ids, slopes: F64, offsets: F64) -> None:
+    """Let every node point at the root of its class."""
+    while True:
+        above = root[root]
+        if np.array_equal(above, root):
+            return
+        offsets += slopes * offsets[root]
+        slopes *= slopes[root]
+        root[:] = above

@@ -1,0 +1,241 @@
+"""Units in which a set of steps vanishes, or which of the equations they break.
+
+    scale   s_y = a s_x          along the step; s = 1 where units are known; s > 0 before Relu
+    shift   t_y = a t_x + b      along the step; t = 0 where it is known; one equation a sum
+
+A solution only grows: `Solution.grown` adds steps to those that vanish already. It is kept in
+classes of equal scale and classes of equal shift, each up to one free value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+
+import numpy as np
+
+from bnfold.passes.constraints import Candidate, Constraints
+from bnfold.passes.potentials import F64, Edges, Ids, Mask, Merge, Potentials
+from bnfold.passes.shift_sums import sums_hold
+
+# How far, in powers of 2, the scales of one class may lie apart.
+_SPREAD = {"FLOAT": 64.0, "BFLOAT16": 64.0, "DOUBLE": 512.0, "FLOAT16": 16.0}
+
+
+class Broken(Enum):
+    """What a set of steps can't have."""
+
+    SCALE = "scale"
+    SIGN = "sign"
+    ZERO = "zero"
+    RANGE = "range"
+    SHIFT = "shift"
+    SUM = "sum"
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """Step ``step`` can't vanish as well, because of its ``entry``-th channel if that is known."""
+
+    kind: Broken
+    step: int
+    entry: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Patch:
+    """Channels of a step that only one direction can carry, because they can't be divided by.
+
+    ``backward``: whoever writes the step's input writes its output instead. Otherwise, whoever
+    reads its output reads its input.
+    """
+
+    candidate: Candidate
+    backward: Ids
+    forward: Ids
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Solution:
+    """Units in which the steps ``vanished`` are gone.
+
+    By root of a scale class: ``sign`` that its value must have (0: either), ``low`` and ``high``
+    powers of 2 of the scales in it, ``limit`` how far these may lie apart, ``whole`` whether it
+    is still a class that only ties made, ``frozen`` whether it may not be joined any more.
+    """
+
+    constraints: Constraints
+    scale: Potentials
+    shift: Potentials
+    sign: F64
+    low: F64
+    high: F64
+    limit: F64
+    whole: Mask
+    frozen: Mask
+    leaf_x: Mask
+    leaf_y: Mask
+    vanished: tuple[Candidate, ...] = ()
+    patches: tuple[Patch, ...] = ()
+
+    @classmethod
+    def of(cls, constraints: Constraints) -> Solution:
+        """Nothing vanished yet."""
+        count = constraints.numbering.count
+        scale, shift = Potentials.free(count, 1.0), Potentials.free(count, 0.0)
+        scale = scale.after(scale.merge(constraints.scale))
+        shift = shift.after(shift.merge(constraints.shift))
+        sign = np.zeros(count)
+        sign[0] = 1
+        for numbers, _ in constraints.positive:
+            sign[scale.root[numbers]] = 1
+        leaf_x, leaf_y = _leaves(constraints, scale)
+        return cls(
+            constraints, scale, shift, sign, np.zeros(count), np.zeros(count),
+            _limits(constraints, scale), np.ones(count, bool), np.zeros(count, bool),
+            leaf_x, leaf_y,
+        )  # fmt: skip
+
+    def grown(self, steps: Sequence[Candidate]) -> Solution | Conflict:
+        """The solution in which ``steps`` vanish too, or the first thing that they break."""
+        patches = [self._patch(step) for step in steps if step.awkward.any()]
+        for patch in patches:
+            if isinstance(patch, Conflict):
+                return patch
+        edges = [_edges(step) for step in steps]
+        scale = self._scales(steps, Edges.joined([e[0] for e in edges]))
+        if isinstance(scale, Conflict):
+            return scale
+        shift = self._shifts(steps, Edges.joined([e[1] for e in edges]))
+        if isinstance(shift, Conflict):
+            return shift
+        found = replace(
+            scale, shift=shift, vanished=(*self.vanished, *steps),
+            patches=(*self.patches, *(p for p in patches if isinstance(p, Patch))),
+        )  # fmt: skip
+        if not sums_hold(self.constraints.sums, shift):
+            return Conflict(Broken.SUM, steps[0].step, 0)
+        for patch in patches:
+            assert isinstance(patch, Patch)
+            found.frozen[found.scale.root[patch.candidate.x[patch.backward]]] = True
+            found.frozen[found.scale.root[patch.candidate.y[patch.forward]]] = True
+        return found
+
+    # ---- scales ----
+
+    def _scales(self, steps: Sequence[Candidate], edges: Edges) -> Solution | Conflict:
+        merge = self.scale.merge(edges)
+        ends = (self.scale.root[edges.source], self.scale.root[edges.target])
+        held = (self.frozen[ends[0]] | self.frozen[ends[1]]) & (ends[0] != ends[1])
+        if held.any():
+            return _blame(steps, edges, Broken.ZERO, held)
+        nodes, roots, slope = merge.nodes, merge.root, merge.slope
+        wanted = self.sign[nodes] * np.sign(slope)
+        sign = self.sign.copy()
+        np.maximum.at(sign, roots, wanted)
+        negative = np.zeros_like(sign)
+        np.minimum.at(negative, roots, wanted)
+        clash = (sign > 0) & (negative < 0)
+        sign = np.where(negative < 0, negative, sign)
+        scale = self.scale.after(merge)
+        wrong = scale.residual(edges)
+        if wrong.any():
+            return _blame(steps, edges, Broken.SCALE, wrong)
+        if clash.any():
+            return _blame(steps, edges, Broken.SIGN, clash[scale.root[edges.source]])
+        low, high, limit = self._ranges(merge)
+        wide = np.maximum(high - low, 2 * (scale.root == 0) * np.maximum(high, -low)) > limit
+        if wide[roots].any():
+            return _blame(steps, edges, Broken.RANGE, wide[scale.root[edges.source]])
+        whole, frozen = self.whole.copy(), self.frozen.copy()
+        joined = nodes[roots != nodes]
+        whole[joined], whole[roots[roots != nodes]] = False, False
+        return replace(
+            self, scale=scale, sign=sign, low=low, high=high, limit=limit,
+            whole=whole, frozen=frozen,
+        )  # fmt: skip
+
+    def _ranges(self, merge: Merge) -> tuple[F64, F64, F64]:
+        with np.errstate(all="ignore"):
+            moved = np.nan_to_num(np.log2(np.abs(merge.slope)), nan=np.inf)
+        low, high, limit = self.low.copy(), self.high.copy(), self.limit.copy()
+        np.minimum.at(low, merge.root, self.low[merge.nodes] + moved)
+        np.maximum.at(high, merge.root, self.high[merge.nodes] + moved)
+        np.minimum.at(limit, merge.root, self.limit[merge.nodes])
+        return low, high, limit
+
+    # ---- shifts ----
+
+    def _shifts(self, steps: Sequence[Candidate], edges: Edges) -> Potentials | Conflict:
+        shift = self.shift.after(self.shift.merge(edges))
+        wrong = shift.residual(edges)
+        if not wrong.any():
+            return shift
+        pins = _pins(shift, edges, wrong)
+        if pins.size:
+            shift = shift.after(shift.merge(pins))
+            wrong = shift.residual(edges)
+        return _blame(steps, edges, Broken.SHIFT, wrong) if wrong.any() else shift
+
+    # ---- scales that can't be divided by ----
+
+    def _patch(self, step: Candidate) -> Patch | Conflict:
+        """Which way each awkward channel goes: only where nobody else is met on that side."""
+        (at,) = np.nonzero(step.awkward)
+        x, y = self.scale.root[step.x[at]], self.scale.root[step.y[at]]
+        backward = self.leaf_x[x] & self.whole[x] & ~self.frozen[x] & (x != y)
+        loose = self.shift.root[step.y[at]] != 0
+        forward = self.leaf_y[y] & self.whole[y] & ~self.frozen[y] & loose & (x != y)
+        lost = ~(backward | forward)
+        if lost.any():
+            return Conflict(Broken.ZERO, step.step, int(at[np.argmax(lost)]))
+        return Patch(step, at[backward], at[~backward])
+
+
+def _edges(step: Candidate) -> tuple[Edges, Edges]:
+    """The equations of a step on the channels on which they can be solved for either side."""
+    plain = ~step.awkward
+    x, y, a, b = step.x[plain], step.y[plain], step.a[plain], step.b[plain]
+    return Edges.of(x, y, a, 0.0, step.step), Edges.of(x, y, a, b, step.step)
+
+
+def _blame(steps: Sequence[Candidate], edges: Edges, kind: Broken, wrong: Mask) -> Conflict:
+    at = int(np.argmax(wrong))
+    step = next(s for s in steps if s.step == edges.owner[at])
+    before = np.flatnonzero(edges.owner == edges.owner[at])[0]
+    return Conflict(kind, step.step, int(np.flatnonzero(~step.awkward)[at - before]))
+
+
+def _pins(shift: Potentials, edges: Edges, wrong: Mask) -> Edges:
+    """Two different lines through one unknown meet in one point, which is its value."""
+    p, q = edges.source[wrong], edges.target[wrong]
+    slope = shift.slope[q] - edges.slope[wrong] * shift.slope[p]
+    rest = edges.slope[wrong] * shift.offset[p] + edges.offset[wrong] - shift.offset[q]
+    meets = (shift.root[q] != 0) & (np.abs(slope) > 1e-9 * np.abs(shift.slope[q]))
+    roots = shift.root[q][meets]
+    return Edges.of(np.zeros_like(roots), roots, 1.0, rest[meets] / slope[meets])
+
+
+def _leaves(constraints: Constraints, scale: Potentials) -> tuple[Mask, Mask]:
+    """By root: classes that only one step reads, and classes that only one step writes."""
+    count = scale.root.size
+    reads, writes = np.zeros(count, np.int64), np.zeros(count, np.int64)
+    for table, sides in ((reads, constraints.reads), (writes, constraints.writes)):
+        for numbers in sides.values():
+            np.add.at(table, scale.root[numbers], 1)
+    stiff = np.zeros(count, bool)
+    stiff[0] = True
+    stiff[scale.root[constraints.stiff]] = True
+    # A value may be read by an operator that asks nothing only if it is counted above.
+    return (reads == 1) & ~stiff, (writes == 1) & ~stiff
+
+
+def _limits(constraints: Constraints, scale: Potentials) -> F64:
+    limit = np.full(scale.root.size, _SPREAD["DOUBLE"])
+    for value in constraints.numbering.values:
+        dtype = constraints.draft.values[value].dtype
+        most = _SPREAD.get(dtype, _SPREAD["FLOAT16"])
+        if most < _SPREAD["DOUBLE"]:
+            np.minimum.at(limit, scale.root[constraints.numbering.of(value).ravel()], most)
+    return limit
