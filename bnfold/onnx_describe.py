@@ -13,21 +13,19 @@ from bnfold.channel_graph import (
     Anchor,
     ChannelGraph,
     ConstantStep,
+    Norm,
     Opaque,
     Operator,
-    ShiftRule,
-    Sign,
-    Sum,
-    Tie,
     Value,
 )
 from bnfold.onnx_constants import bodies
 from bnfold.onnx_evaluate import UncomputableError
-from bnfold.onnx_facts import FLOAT_TYPES, Facts
+from bnfold.onnx_facts import Facts
 from bnfold.onnx_linear import FoundLinear, LinearSite, as_operator, find_linear
 from bnfold.onnx_shapes import Inferred
-from bnfold.onnx_steps import BINARY, FoundStep, StepSite, find_step, is_dropout_inference
+from bnfold.onnx_steps import BINARY, FoundStep, StepSite, find_step
 from bnfold.onnx_tensors import stored_bytes
+from bnfold.onnx_ties import find_tie
 
 # Normalisations and arithmetic that are worth nothing at run time when all they read is constant.
 _CONSTANT_STEPS = BINARY | {
@@ -35,12 +33,6 @@ _CONSTANT_STEPS = BINARY | {
     "Neg",
 }  # fmt: skip
 _EVALUATED_BYTES = 1 << 14  # a constant this small may grow when it is evaluated
-
-_TIES = {
-    "Identity": (Sign.ANY, ShiftRule.EQUAL),
-    "Relu": (Sign.POSITIVE, ShiftRule.ZERO),
-    "LeakyRelu": (Sign.POSITIVE, ShiftRule.ZERO),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +43,24 @@ class ConstantSite:
     graph: ir.Graph
 
 
-Site = LinearSite | StepSite | ConstantSite | None
+@dataclass(frozen=True, slots=True)
+class NormSite:
+    """A normalisation with a scale and a shift of its own, as inputs 1 and 2 of its node."""
+
+    node: ir.Node
+    graph: ir.Graph
+
+
+Site = LinearSite | StepSite | ConstantSite | NormSite | None
 
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """The channel graph of a model and, operator by operator, where it was found."""
+    """The channel graph of a model and where it was found: operator by operator, value by value."""
 
     graph: ChannelGraph
     sites: tuple[Site, ...]
+    values: tuple[ir.Value, ...]
     facts: Facts
 
 
@@ -97,7 +98,7 @@ class _Walk:
                 self._node(node, graph)
         self._anchor()
         stated = ChannelGraph(tuple(self.values), tuple(self.operators), self.anchors)
-        return Described(stated, tuple(self.sites), self.facts)
+        return Described(stated, tuple(self.sites), tuple(self.numbers), self.facts)
 
     def _number(self, value: ir.Value) -> int:
         if value not in self.numbers:
@@ -133,10 +134,8 @@ class _Walk:
             self.absorbed_adds.add(site.add)
         weight = site.node.inputs[site.weight_input]
         constant = self.facts.constants.is_constant(weight)
-        readers = (
-            self.readers.get(self.facts.constants.root(weight), ()) if constant and weight else ()
-        )
-        self._add(as_operator(self.facts, found, self._number, tuple(readers)), site)
+        readers = self._readers_of(weight) if constant and weight else ()
+        self._add(as_operator(self.facts, found, self._number, readers), site)
 
     def _step(self, found: FoundStep) -> None:
         node = found.site.node
@@ -168,40 +167,21 @@ class _Walk:
         self._add(step, ConstantSite(node, graph))
 
     def _other(self, node: ir.Node, graph: ir.Graph) -> None:
-        read = [v for v in node.inputs if v is not None and not self.facts.constants.is_constant(v)]
-        name, op_type = self.facts.label(node), node.op_type
-        inputs = tuple(self._number(v) for v in read)
-        outputs = tuple(self._number(v) for v in node.outputs if v.name)
-        if (rule := self._tie(node, graph)) is not None and len(inputs) == 1:
-            self._add(Tie(name=name, op_type=op_type, inputs=inputs, outputs=outputs[:1],
-                          sign=rule[0], shift=rule[1]), None)  # fmt: skip
-        elif (signs := self._signs(node)) is not None and len(signs) == len(inputs):
-            self._add(Sum(name=name, op_type=op_type, inputs=inputs, outputs=outputs,
-                          signs=signs), None)  # fmt: skip
-        else:
-            self._add(Opaque(name=name, op_type=op_type, inputs=inputs, outputs=outputs), None)
+        stated = find_tie(self.facts, node, graph, self._number, self._readers_of)
+        if stated is None:
+            read = [
+                v for v in node.inputs if v is not None and not self.facts.constants.is_constant(v)
+            ]
+            stated = Opaque(
+                name=self.facts.label(node), op_type=node.op_type,
+                inputs=tuple(self._number(v) for v in read),
+                outputs=tuple(self._number(v) for v in node.outputs if v.name),
+            )  # fmt: skip
+        self._add(stated, NormSite(node, graph) if isinstance(stated, Norm) else None)
 
-    def _tie(self, node: ir.Node, graph: ir.Graph) -> tuple[Sign, ShiftRule] | None:
-        if not self.facts.is_plain(node):
-            return None
-        if node.op_type == "Dropout" and is_dropout_inference(
-            self.facts, node, self.facts.opset(graph)
-        ):
-            return _TIES["Identity"]
-        return _TIES.get(node.op_type)
-
-    def _signs(self, node: ir.Node) -> tuple[int, ...] | None:
-        """The signs of a sum of activations of one shape, or None."""
-        if node.op_type not in ("Add", "Sub", "Sum") or not self.facts.constants.is_standard(node):
-            return None
-        shapes = {self.facts.shape(v) for v in node.inputs if v is not None}
-        if (
-            len(shapes) != 1
-            or None in shapes
-            or self.facts.dtype(node.outputs[0]) not in FLOAT_TYPES
-        ):
-            return None
-        return (1, -1) if node.op_type == "Sub" else (1,) * len(node.inputs)
+    def _readers_of(self, constant: ir.Value) -> tuple[str, ...]:
+        """The operators that read the storage of ``constant``, by name."""
+        return tuple(self.readers.get(self.facts.constants.root(constant), ()))
 
     def _anchor(self) -> None:
         for graph in self.facts.constants.graphs:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from math import prod
 
 import onnx_ir as ir
 
@@ -88,7 +89,7 @@ def as_operator(
     data, weight = site.node.inputs[site.data_input], site.node.inputs[site.weight_input]
     assert data is not None
     assert weight is not None
-    stated = _weight(facts, weight, readers)
+    stated = _weight(facts, weight, readers, site.layout)
     shape = facts.constants.shape(weight) if facts.constants.is_constant(weight) else None
     return Linear(
         name=facts.label(site.node), op_type=site.node.op_type,
@@ -109,11 +110,15 @@ def _other_inputs(
     return tuple(number(value) for value in read if not facts.constants.is_constant(value))
 
 
-def _weight(facts: Facts, weight: ir.Value, readers: tuple[str, ...]) -> Weight | None:
+def _weight(
+    facts: Facts, weight: ir.Value, readers: tuple[str, ...], layout: Layout
+) -> Weight | None:
     if facts.constants.is_constant(weight):
         dtype = facts.constants.dtype(weight)
         name = dtype.name if dtype is not None else "UNDEFINED"
-        return Weight(facts.constants.root(weight).name or "", name, readers)
+        size = prod(facts.constants.shape(weight)) * (4 if dtype is None else int(dtype.itemsize))
+        view = f"{_unnamed(weight).name} {layout}"
+        return Weight(facts.constants.root(weight).name or "", name, readers, size, view)
     producer = weight.producer()
     while producer is not None and producer.op_type in MOVES:
         source = producer.inputs[0]
@@ -121,6 +126,15 @@ def _weight(facts: Facts, weight: ir.Value, readers: tuple[str, ...]) -> Weight 
     if producer is not None and producer.op_type == "DequantizeLinear":
         return Weight(weight.name or "", "quantised integers behind DequantizeLinear", ())
     return None
+
+
+def _unnamed(weight: ir.Value) -> ir.Value:
+    """The value that ``weight`` is another name of."""
+    producer = weight.producer()
+    while producer is not None and producer.op_type == "Identity" and producer.inputs[0]:
+        weight = producer.inputs[0]
+        producer = weight.producer()
+    return weight
 
 
 def _input_bias(facts: Facts, node: ir.Node) -> tuple[Slot, Bias]:

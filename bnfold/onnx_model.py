@@ -15,14 +15,15 @@ from bnfold.onnx_constants import bodies
 from bnfold.onnx_describe import Described, describe
 from bnfold.onnx_fold import FoldRefusedError
 from bnfold.onnx_shapes import Inferred
+from bnfold.onnx_sharpen import sharpened
 from bnfold.onnx_tensors import constant_of
-from bnfold.passes import plan_local
+from bnfold.passes import plan_local, plan_max
 from bnfold.planning import Kept, Plan
 from bnfold.report.model import Report, Size, steps_of
 
 Planner = Callable[[ChannelGraph, Mapping[int, Kept]], Plan]
 
-PLANNERS: Mapping[str, Planner] = {"local": plan_local}
+PLANNERS: Mapping[str, Planner] = {"local": plan_local, "max": plan_max}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,9 @@ def plan_model(
         InvalidModelError: Something in the model means nothing.
     """
     try:
-        described = describe(model, inferred, trust_initializers=options.trust_initializers)
+        described = describe(
+            model, sharpened(model, inferred), trust_initializers=options.trust_initializers
+        )
     except InvalidModelError as error:
         raise error.at(source) from error
     plan = PLANNERS[options.level](described.graph, refused)

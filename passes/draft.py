@@ -41,6 +41,7 @@ class Draft:
         self.folds: dict[int, Fold] = {}
         self.absorptions: dict[int, Absorption] = {}
         self._alias: dict[ValueId, ValueId] = {}
+        self._holds: dict[ValueId, ValueId] = {}
         self._inputs = [list(operator.inputs) for operator in graph.operators]
         self._producer: dict[ValueId, int] = {}
         self._readers: dict[ValueId, list[int]] = {}
@@ -120,6 +121,10 @@ class Draft:
             value = self._alias[value]
         return value
 
+    def holds(self, value: ValueId) -> ValueId:
+        """The value of the graph as it was given that ``value`` stands for now."""
+        return self._holds.get(value, value)
+
     def is_free_tie(self, index: int) -> bool:
         """Whether units pass operator ``index`` unchanged."""
         operator = self.operators[index]
@@ -169,6 +174,8 @@ class Draft:
         self._readers[before] = readers
         self._readers.pop(after, None)
         self._alias[after] = before
+        if stored is Stored.AFTER:
+            self._holds[before] = self.holds(after)
         if after in self.anchors:
             self.anchors[before] = self.anchors.pop(after)
         self.folds[step] = Fold(step, how, into, stored)

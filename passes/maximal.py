@@ -224,7 +224,8 @@ class _Writer:
     def _vanish(self, candidate: Candidate, stored: Mapping[int, Units]) -> None:
         index = candidate.step
         before, after = self.draft.input(index), self.draft.output(index)
-        keeps = Stored.BEFORE if before not in stored or after in stored else Stored.AFTER
+        named, renamed = self.draft.holds(before), self.draft.holds(after)
+        keeps = Stored.BEFORE if named not in stored or renamed in stored else Stored.AFTER
         if after in self.draft.anchors:
             keeps = Stored.AFTER
         how, into = self._absorbers(candidate)
@@ -253,5 +254,5 @@ class _Writer:
             numbers = numbering.of(value).ravel()
             taken = AffineMap(self.units.scale[numbers], self.units.shift[numbers])
             if not taken.is_identity:
-                found[value] = Units(axes, taken)
+                found[self.draft.holds(value)] = Units(axes, taken)
         return found

@@ -8,7 +8,7 @@ nobody: its units are known.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from math import prod
@@ -95,7 +95,27 @@ class Numbering:
     # ---- which axes ----
 
     def _spread(self) -> None:
-        queue = [(value, axis) for value, axes in self._wanted.items() for axis in axes]
+        """From the axes of steps, then, where no step needs one, from where values are cut."""
+        self._follow([(value, axis) for value, axes in self._wanted.items() for axis in axes])
+        needed = set(self._wanted)
+        for index in self.operators:
+            for route in self.draft.routes(index):
+                if not needed.intersection((route.source, route.target)):
+                    self._follow(list(self._pieces(route)), needed)
+
+    def _pieces(self, route: Route) -> Iterator[tuple[ValueId, int]]:
+        """Along an axis that is cut or joined each piece may have units of its own."""
+        for link in route.links or ():
+            if link.source_index is not None or link.target_index is not None:
+                yield from ((route.source, axis) for axis in link.source)
+                yield from ((route.target, axis) for axis in link.target)
+
+    def _follow(
+        self, queue: list[tuple[ValueId, int]], but: Container[ValueId] = frozenset()
+    ) -> None:
+        """Let the axes in ``queue`` vary, and all that vary with them."""
+        for value, axis in queue:
+            self._wanted.setdefault(value, set()).add(axis)
         while queue:
             value, axis = queue.pop()
             for index in self.draft.touching(value):
@@ -103,7 +123,7 @@ class Numbering:
                     if size is not None:
                         self._sizes.setdefault((other, asked), size)
                     axes = self._wanted.setdefault(other, set())
-                    if asked not in axes:
+                    if asked not in axes and other not in but:
                         axes.add(asked)
                         queue.append((other, asked))
 
@@ -117,7 +137,30 @@ class Numbering:
                 yield other, axis, size
         for route in self.draft.routes(index):
             if value in (route.source, route.target):
-                yield from _along(route, value, axis, size)
+                yield from self._along(route, value, axis, size)
+
+    def _along(
+        self, route: Route, value: ValueId, axis: int, size: int | None
+    ) -> Iterable[tuple[ValueId, int, int | None]]:
+        forth = value == route.source
+        other = route.target if forth else route.source
+        if route.links is None:
+            yield other, axis, size
+            return
+        for link in route.links:
+            mine, theirs = (link.source, link.target) if forth else (link.target, link.source)
+            if axis not in mine:
+                continue
+            if len(mine) == len(theirs) == 1:
+                plain = link.source_index is None and link.target_index is None
+                yield other, theirs[0], size if plain else None
+            elif self._all_sized(value, mine) and self._all_sized(other, theirs):
+                yield from ((value, a, None) for a in mine)
+                yield from ((other, a, None) for a in theirs)
+
+    def _all_sized(self, value: ValueId, axes: Axes) -> bool:
+        """Whether a group of axes can be numbered at all."""
+        return all(self._size(value, axis) is not None for axis in axes)
 
     def _size(self, value: ValueId, axis: int) -> int | None:
         shape = self.draft.values[value].shape
@@ -200,24 +243,6 @@ def _links(route: Route, axes: Axes) -> list[Link]:
     if route.links is None:
         return [Link((axis,), (axis,)) for axis in axes]
     return list(route.links)
-
-
-def _along(
-    route: Route, value: ValueId, axis: int, size: int | None
-) -> Iterable[tuple[ValueId, int, int | None]]:
-    forth = value == route.source
-    other = route.target if forth else route.source
-    if route.links is None:
-        yield other, axis, size
-        return
-    for link in route.links:
-        mine, theirs = (link.source, link.target) if forth else (link.target, link.source)
-        if axis not in mine:
-            continue
-        alone = len(mine) == len(theirs) == 1
-        plain = link.source_index is None and link.target_index is None
-        yield from ((value, a, None) for a in mine)
-        yield from ((other, a, size if alone and plain else None) for a in theirs)
 
 
 def _collapsed(numbers: Ids, along: tuple[int, ...]) -> tuple[Ids, Ids, Ids]:

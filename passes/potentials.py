@@ -130,6 +130,30 @@ class Potentials:
             root[was], self.slope * slope[was], self.slope * offset[was] + self.offset, self.known
         )
 
+    def joined(self, edges: Edges) -> tuple[Potentials, Mask]:
+        """The unknowns with ``edges`` holding, and which of these can't hold.
+
+        Two different lines through one unknown meet in one point, which is its value.
+        """
+        found = self.after(self.merge(edges))
+        wrong = found.residual(edges)
+        while wrong.any():
+            points = found._meeting(edges, wrong)
+            if not points.size:
+                break
+            found = found.after(found.merge(points))
+            wrong = found.residual(edges)
+        return found, wrong
+
+    def _meeting(self, edges: Edges, wrong: Mask) -> Edges:
+        p, q, factor = edges.source[wrong], edges.target[wrong], edges.slope[wrong]
+        slope = self.slope[q] - factor * self.slope[p]
+        rest = factor * self.offset[p] + edges.offset[wrong] - self.offset[q]
+        size = np.abs(self.slope[q]) + np.abs(factor * self.slope[p])
+        meets = (self.root[q] != 0) & (np.abs(slope) > TOLERANCE * size)
+        roots, first = np.unique(self.root[q][meets], return_index=True)
+        return Edges.of(np.zeros_like(roots), roots, 1.0, (rest[meets] / slope[meets])[first])
+
 
 def _differ(left: F64, right: F64, terms: F64 | float) -> Mask:
     size = np.maximum(np.maximum(np.abs(left), np.abs(right)), terms)

@@ -8,7 +8,7 @@ say, it is not, so that small groups are searched to the end and larger ones by 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,19 +52,34 @@ def _order(candidate: Candidate) -> tuple[bool, int, int]:
 
 
 def _groups(start: Solution, candidates: Sequence[Candidate]) -> list[list[Candidate]]:
-    """Steps that share a class of scales, directly or through others; each group in order."""
+    """Steps that depend on each other: they share a class, directly or through others or a sum.
+
+    Scale classes, shift classes and steps are numbered one behind the other.
+    """
     count = start.scale.root.size
-    parts = []
+    parts = list(_summed(start, count))
     for at, candidate in enumerate(candidates):
-        roots = start.scale.root[np.concatenate([candidate.x, candidate.y])]
-        roots = roots[roots != 0]
-        parts.append(Edges.of(roots, np.full_like(roots, count + at)))
-    found = Potentials.free(count + len(candidates), 0.0)
+        ends = np.concatenate([candidate.x, candidate.y])
+        scales, shifts = start.scale.root[ends], start.shift.root[ends]
+        classes = np.concatenate([scales[scales != 0], count + shifts[shifts != 0]])
+        parts.append(Edges.of(classes, np.full_like(classes, 2 * count + at)))
+    found = Potentials.free(2 * count + len(candidates), 0.0)
     found = found.after(found.merge(Edges.joined(parts)))
     groups: dict[int, list[Candidate]] = {}
     for at, candidate in enumerate(candidates):
-        groups.setdefault(int(found.root[count + at]), []).append(candidate)
+        groups.setdefault(int(found.root[2 * count + at]), []).append(candidate)
     return list(groups.values())
+
+
+def _summed(start: Solution, count: int) -> Iterator[Edges]:
+    """Shift classes that are in one equation."""
+    numbers = start.constraints.sums.numbers
+    if not numbers.size:
+        return
+    roots = np.where(numbers >= 0, start.shift.root[np.maximum(numbers, 0)], 0)
+    first = np.take_along_axis(roots, (roots != 0).argmax(axis=1)[:, None], axis=1)
+    joined = (roots != 0) & (first != 0)
+    yield Edges.of(count + np.broadcast_to(first, roots.shape)[joined], count + roots[joined])
 
 
 @dataclass(slots=True)

@@ -64,8 +64,8 @@ def solve_sums(sums: Sums, shift: Potentials, last: Mask | None = None) -> Solve
             edges = _dense(system)
             if edges is None:
                 return None
-        shift = shift.after(shift.merge(edges))
-        if shift.residual(edges).any():
+        shift, wrong = shift.joined(edges)
+        if wrong.any():
             return None
         rows = system.rows
     return SolvedSums(shift, tuple(aside))

@@ -85,7 +85,7 @@ class Solution:
         count = constraints.numbering.count
         scale, shift = Potentials.free(count, 1.0), Potentials.free(count, 0.0)
         scale = scale.after(scale.merge(constraints.scale))
-        shift = shift.after(shift.merge(constraints.shift))
+        shift = shift.joined(constraints.shift)[0]
         sign = np.zeros(count)
         sign[0] = 1
         for numbers, _ in constraints.positive:
@@ -168,14 +168,7 @@ class Solution:
     # ---- shifts ----
 
     def _shifts(self, steps: Sequence[Candidate], edges: Edges) -> Potentials | Conflict:
-        shift = self.shift.after(self.shift.merge(edges))
-        wrong = shift.residual(edges)
-        if not wrong.any():
-            return shift
-        pins = _pins(shift, edges, wrong)
-        if pins.size:
-            shift = shift.after(shift.merge(pins))
-            wrong = shift.residual(edges)
+        shift, wrong = self.shift.joined(edges)
         return _blame(steps, edges, Broken.SHIFT, wrong) if wrong.any() else shift
 
     # ---- scales that can't be divided by ----
@@ -205,16 +198,6 @@ def _blame(steps: Sequence[Candidate], edges: Edges, kind: Broken, wrong: Mask) 
     step = next(s for s in steps if s.step == edges.owner[at])
     before = np.flatnonzero(edges.owner == edges.owner[at])[0]
     return Conflict(kind, step.step, int(np.flatnonzero(~step.awkward)[at - before]))
-
-
-def _pins(shift: Potentials, edges: Edges, wrong: Mask) -> Edges:
-    """Two different lines through one unknown meet in one point, which is its value."""
-    p, q = edges.source[wrong], edges.target[wrong]
-    slope = shift.slope[q] - edges.slope[wrong] * shift.slope[p]
-    rest = edges.slope[wrong] * shift.offset[p] + edges.offset[wrong] - shift.offset[q]
-    meets = (shift.root[q] != 0) & (np.abs(slope) > 1e-9 * np.abs(shift.slope[q]))
-    roots = shift.root[q][meets]
-    return Edges.of(np.zeros_like(roots), roots, 1.0, rest[meets] / slope[meets])
 
 
 def _leaves(constraints: Constraints, scale: Potentials) -> tuple[Mask, Mask]:
