@@ -15,7 +15,7 @@ from math import prod
 
 import numpy as np
 
-from bnfold.channel_graph import Affine, Link, Route, ValueId
+from bnfold.channel_graph import Affine, Linear, Link, Norm, Route, ValueId
 from bnfold.passes.draft import Draft
 from bnfold.passes.potentials import Ids
 
@@ -52,6 +52,7 @@ class Numbering:
         self._sizes: dict[tuple[ValueId, int], int] = {}
         self._wanted: dict[ValueId, set[int]] = {}
         self._flood()
+        self._useful = self._met()
         self._spread()
         self.axes: dict[ValueId, Axes] = {}
         self.sizes: dict[ValueId, tuple[int, ...]] = {}
@@ -93,6 +94,31 @@ class Numbering:
         return chain.from_iterable((r.source, r.target) for r in self.draft.routes(index))
 
     # ---- which axes ----
+
+    def _met(self) -> set[tuple[ValueId, int]]:
+        """The axes along which somebody could take over units, there or further on."""
+        queue = [pair for index in self.operators for pair in self._taking(index)]
+        found = set(queue)
+        while queue:
+            value, axis = queue.pop()
+            for index in self.draft.touching(value):
+                for route in self.draft.routes(index):
+                    for pair in _linked(route, value, axis):
+                        if pair not in found:
+                            found.add(pair)
+                            queue.append(pair)
+        return found
+
+    def _taking(self, index: int) -> Iterator[tuple[ValueId, int]]:
+        operator = self.draft.operator(index)
+        if isinstance(operator, Linear):
+            yield self.draft.input(index), operator.in_axis
+            yield self.draft.output(index), operator.out_axis
+        elif isinstance(operator, Norm):
+            yield self.draft.output(index), operator.axis
+        elif isinstance(operator, Affine) and operator.axis is not None:
+            yield self.draft.input(index), operator.axis
+            yield self.draft.output(index), operator.axis
 
     def _spread(self) -> None:
         """From the axes of steps, then, where no step needs one, from where values are cut."""
@@ -154,13 +180,14 @@ class Numbering:
             if len(mine) == len(theirs) == 1:
                 plain = link.source_index is None and link.target_index is None
                 yield other, theirs[0], size if plain else None
-            elif self._all_sized(value, mine) and self._all_sized(other, theirs):
+            elif self._worth(value, mine) and self._worth(other, theirs):
                 yield from ((value, a, None) for a in mine)
                 yield from ((other, a, None) for a in theirs)
 
-    def _all_sized(self, value: ValueId, axes: Axes) -> bool:
-        """Whether a group of axes can be numbered at all."""
-        return all(self._size(value, axis) is not None for axis in axes)
+    def _worth(self, value: ValueId, axes: Axes) -> bool:
+        """Whether a group of axes can be numbered, and somebody there could use it."""
+        sized = all(self._size(value, axis) is not None for axis in axes)
+        return sized and any((value, axis) in self._useful for axis in axes)
 
     def _size(self, value: ValueId, axis: int) -> int | None:
         shape = self.draft.values[value].shape
@@ -243,6 +270,21 @@ def _links(route: Route, axes: Axes) -> list[Link]:
     if route.links is None:
         return [Link((axis,), (axis,)) for axis in axes]
     return list(route.links)
+
+
+def _linked(route: Route, value: ValueId, axis: int) -> Iterator[tuple[ValueId, int]]:
+    """The axes at the other end of ``route`` that ``axis`` of ``value`` is linked to."""
+    for here, there in ((route.source, route.target), (route.target, route.source)):
+        if here != value:
+            continue
+        if route.links is None:
+            yield there, axis
+        for link in route.links or ():
+            pair = (
+                (link.source, link.target) if here == route.source else (link.target, link.source)
+            )
+            if axis in pair[0]:
+                yield from ((there, other) for other in pair[1])
 
 
 def _collapsed(numbers: Ids, along: tuple[int, ...]) -> tuple[Ids, Ids, Ids]:

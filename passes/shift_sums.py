@@ -9,13 +9,14 @@ has three or more is solved as a small linear system.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
 from bnfold.passes.constraints import Sums
 from bnfold.passes.potentials import F64, TOLERANCE, Edges, Ids, Mask, Potentials
 
-_DENSE = 2000  # unknowns of a linear system that is solved at once; beyond, the answer is no
+_LARGEST = 1 << 25  # numbers in the linear systems solved at once; beyond, the answer is no
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -145,19 +146,53 @@ class _Rows:
 
 
 def _dense(system: _Rows) -> Edges | None:
-    """All remaining equations as one linear system: values for its unknowns, or None."""
+    """All remaining equations as linear systems, one a channel: values for the unknowns, or None."""
     unknowns, local = np.unique(system.unknowns, return_inverse=True)
     local = local.reshape(system.unknowns.shape)
-    if unknowns.size > _DENSE:
+    values = np.zeros(unknowns.size)
+    if system.constant.any():
+        part, row, column = _parts(local, unknowns)
+        shape = (int(part.max()) + 1, int(row.max()) + 1, int(column.max()) + 1)
+        if prod(shape) > _LARGEST:
+            return None
+        matrix: F64 = np.zeros(shape)
+        right: F64 = np.zeros(shape[:2])
+        right[part, row] = -system.constant
+        for k in range(local.shape[1]):
+            there = system.unknowns[:, k] > 0
+            at = (part[there], row[there], column[local[there, k]])
+            np.add.at(matrix, at, system.factors[there, k])
+        found = np.linalg.pinv(matrix) @ right[..., None]
+        owner = np.zeros(unknowns.size, np.int64)
+        owner[local.ravel()] = np.repeat(part, local.shape[1])
+        values = found[owner, column, 0]
+    values[unknowns == 0] = 0
+    terms = system.factors * values[local]
+    off = np.abs(terms.sum(axis=1) + system.constant)
+    if (off > 64 * TOLERANCE * (np.abs(terms).sum(axis=1) + system.size)).any():
         return None
-    matrix: F64 = np.zeros((system.rows.size, unknowns.size))
-    at = np.repeat(np.arange(system.rows.size), local.shape[1])
-    np.add.at(matrix, (at, local.ravel()), system.factors.ravel())
-    matrix = matrix[:, unknowns > 0]
-    values = np.linalg.lstsq(matrix, -system.constant, rcond=None)[0]
-    off = matrix @ values + system.constant
-    terms = np.abs(matrix) @ np.abs(values) + system.size
-    if (np.abs(off) > 64 * TOLERANCE * terms).any():
-        return None
-    found = unknowns[unknowns > 0]
-    return Edges.of(np.zeros_like(found), found, 1.0, values)
+    there = unknowns > 0
+    roots = unknowns[there]
+    return Edges.of(np.zeros_like(roots), roots, 1.0, values[there])
+
+
+def _parts(local: Ids, unknowns: Ids) -> tuple[Ids, Ids, Ids]:
+    """For each equation its part and its place there; for each unknown its place in its part."""
+    first = np.take_along_axis(local, (unknowns[local] > 0).argmax(axis=1)[:, None], axis=1)
+    real = unknowns[local] > 0
+    edges = Edges.of(np.broadcast_to(first, local.shape)[real] + 1, local[real] + 1)
+    joined = Potentials.free(unknowns.size + 1, 0.0)
+    joined = joined.after(joined.merge(edges))
+    labels = joined.root[1:]
+    _, part = np.unique(labels[first[:, 0]], return_inverse=True)
+    return part, _places(part), _places(labels)
+
+
+def _places(labels: Ids) -> Ids:
+    """Of each entry, how many before it have its label."""
+    order = np.argsort(labels, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(labels[order]) != 0])
+    lengths = np.diff(np.r_[starts, labels.size])
+    places = np.empty_like(order)
+    places[order] = np.arange(labels.size) - np.repeat(starts, lengths)
+    return places
