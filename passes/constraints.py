@@ -309,13 +309,18 @@ class Constraints:
         output = self.draft.output(index)
         rows = self.numbering.of(output).ravel()
         columns = [rows]
+        start = self.numbering.start[output]
         for route in routes:
             pairs = self._same_scale(index, route)
-            source, target = pairs.source, pairs.target
             found = np.full(rows.size, -1)
-            found[target - self.numbering.start[output]] = source
+            found[pairs.target - start] = pairs.source
+            # Where the input is repeated along an axis, its one entry is in every equation.
+            along = (pairs.right >= start) & (pairs.right < start + rows.size)
+            found[pairs.right[along] - start] = found[pairs.left[along] - start]
             columns.append(found)
-            self._parts.stiff.append(target)
+            self._parts.stiff.append(pairs.target)
+        used = {r.source for r in routes} | {output}
+        self._fence_others(index, used, Fence(Reason.NO_LINEAR_NEIGHBOUR, (total.name,)))
         whole = np.all([column >= 0 for column in columns], axis=0)
         self._parts.sums.append(([c[whole] for c in columns], [-1, *total.signs], index))
 
@@ -432,8 +437,11 @@ class Constraints:
     def _fence_others(self, index: int, but: set[ValueId], fence: Fence) -> None:
         operator = self.draft.operator(index)
         outputs = (self.draft.resolve(v) for v in operator.outputs)
-        for value in (*self.draft.inputs(index), *outputs):
-            if value not in but:
+        inputs = self.draft.inputs(index)
+        routes = [route.source for route in self.draft.routes(index)]
+        for value in (*inputs, *outputs):
+            # A value may be on a route and be read once more, beside it.
+            if value not in but or inputs.count(value) > max(1, routes.count(value)):
                 self._fence(value, fence)
 
     def _fence_rest(self, value: ValueId, reached: Ids, fence: Fence) -> None:

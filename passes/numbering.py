@@ -95,18 +95,20 @@ class Numbering:
 
     # ---- which axes ----
 
-    def _met(self) -> set[tuple[ValueId, int]]:
-        """The axes along which somebody could take over units, there or further on."""
-        queue = [pair for index in self.operators for pair in self._taking(index)]
-        found = set(queue)
+    def _met(self) -> dict[tuple[ValueId, int], set[int]]:
+        """The axes along which somebody could take over units, there (-1) or beyond an operator."""
+        queue = [(*pair, -1) for index in self.operators for pair in self._taking(index)]
+        found: dict[tuple[ValueId, int], set[int]] = {}
         while queue:
-            value, axis = queue.pop()
+            value, axis, beyond = queue.pop()
+            behind = found.setdefault((value, axis), set())
+            if beyond in behind or len(behind) > 1:
+                continue
+            behind.add(beyond)
             for index in self.draft.touching(value):
-                for route in self.draft.routes(index):
-                    for pair in _linked(route, value, axis):
-                        if pair not in found:
-                            found.add(pair)
-                            queue.append(pair)
+                if index != beyond:
+                    for route in self.draft.routes(index):
+                        queue += [(*pair, index) for pair in _linked(route, value, axis)]
         return found
 
     def _taking(self, index: int) -> Iterator[tuple[ValueId, int]]:
@@ -163,10 +165,10 @@ class Numbering:
                 yield other, axis, size
         for route in self.draft.routes(index):
             if value in (route.source, route.target):
-                yield from self._along(route, value, axis, size)
+                yield from self._along(index, route, value, axis, size)
 
     def _along(
-        self, route: Route, value: ValueId, axis: int, size: int | None
+        self, index: int, route: Route, value: ValueId, axis: int, size: int | None
     ) -> Iterable[tuple[ValueId, int, int | None]]:
         forth = value == route.source
         other = route.target if forth else route.source
@@ -180,14 +182,20 @@ class Numbering:
             if len(mine) == len(theirs) == 1:
                 plain = link.source_index is None and link.target_index is None
                 yield other, theirs[0], size if plain else None
-            elif self._worth(value, mine) and self._worth(other, theirs):
+            elif self._sized(value, mine) and self._worth(index, other, theirs):
                 yield from ((value, a, None) for a in mine)
                 yield from ((other, a, None) for a in theirs)
 
-    def _worth(self, value: ValueId, axes: Axes) -> bool:
-        """Whether a group of axes can be numbered, and somebody there could use it."""
-        sized = all(self._size(value, axis) is not None for axis in axes)
-        return sized and any((value, axis) in self._useful for axis in axes)
+    def _sized(self, value: ValueId, axes: Axes) -> bool:
+        return all(self._size(value, axis) is not None for axis in axes)
+
+    def _worth(self, index: int, value: ValueId, axes: Axes) -> bool:
+        """Whether a group of axes can be numbered, and somebody could use it there.
+
+        Somebody on this side of operator ``index``: who is beyond it has been asked already.
+        """
+        used = (self._useful.get((value, axis), set()) for axis in axes)
+        return self._sized(value, axes) and any(beyond - {index} for beyond in used)
 
     def _size(self, value: ValueId, axis: int) -> int | None:
         shape = self.draft.values[value].shape

@@ -65,12 +65,17 @@ class Edges:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Merge:
-    """Classes that became one: root ``nodes[i]`` is ``slope[i] * x[root[i]] + offset[i]``."""
+    """Classes that become one: root ``nodes[i]`` is ``slope[i] * x[root[i]] + offset[i]``.
+
+    ``broken`` says which of the edges that made it do not hold then.
+    """
 
     nodes: Ids
     root: Ids
     slope: F64
     offset: F64
+    source: Ids
+    broken: Mask
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,22 +95,8 @@ class Potentials:
         """``count`` unknowns of which nothing is known, but for the first."""
         return cls(np.arange(count), np.ones(count), np.zeros(count), known)
 
-    def residual(self, edges: Edges) -> Mask:
-        """Which edges do not hold, where both their ends are in one class."""
-        p, q = edges.source, edges.target
-        slope = edges.slope * self.slope[p]
-        moved = edges.slope * self.offset[p]
-        root, at = self.root[q], self.known
-        anchored = root == 0
-        left = np.where(anchored, self.slope[q] * at + self.offset[q], self.offset[q])
-        terms = np.where(anchored, slope * at + moved, moved)
-        off = _differ(left, terms + edges.offset, np.abs(moved) + np.abs(edges.offset))
-        off |= ~anchored & _differ(self.slope[q], slope, 0.0)
-        result: Mask = off & (self.root[p] == root)
-        return result
-
     def merge(self, edges: Edges) -> Merge:
-        """What the edges make of the classes; whether they hold is for `residual` to say."""
+        """What the edges make of the classes, and which of them can't hold."""
         p, q = edges.source, edges.target
         ends = np.concatenate([self.root[p], self.root[q]])
         nodes, local = np.unique(ends, return_inverse=True)
@@ -114,10 +105,33 @@ class Potentials:
             # Between roots: slope_q x_rq + offset_q = a (slope_p x_rp + offset_p) + b
             slope = edges.slope * self.slope[p] / self.slope[q]
             offset = edges.slope * self.offset[p] + edges.offset - self.offset[q]
-            root, slopes, offsets = _contract(
-                nodes.size, first, second, slope, offset / self.slope[q]
-            )
-        return Merge(nodes, nodes[root], slopes, offsets)
+            offset = offset / self.slope[q]
+            root, slopes, offsets = _contract(nodes.size, first, second, slope, offset)
+        known = self.known if nodes.size and nodes[0] == 0 else None
+        sizes = np.abs(edges.slope * self.offset[p]) + np.abs(edges.offset)
+        sizes = (sizes + np.abs(self.offset[q])) / np.abs(self.slope[q])
+        now = Potentials(root, slopes, offsets, 0.0)
+        broken = now.residual(Edges.of(first, second, slope, offset), known, sizes)
+        return Merge(nodes, nodes[root], slopes, offsets, first, broken)
+
+    def residual(self, edges: Edges, known: float | None, sizes: F64 | float = 0.0) -> Mask:
+        """Which edges do not hold, all their ends being in one class.
+
+        Args:
+            edges: The equations.
+            known: The value of unknown 0, if it is the one that is known.
+            sizes: Of the terms that were added up to the offsets of ``edges``.
+        """
+        p, q = edges.source, edges.target
+        slope, moved = edges.slope * self.slope[p], edges.slope * self.offset[p]
+        left, right = self.offset[q], moved + edges.offset
+        anchored = (self.root[q] == 0) & (known is not None)
+        at = 0.0 if known is None else known
+        left = np.where(anchored, self.slope[q] * at + left, left)
+        right = np.where(anchored, slope * at + right, right)
+        off = _differ(left, right, np.abs(moved) + np.abs(edges.offset) + sizes)
+        off |= ~anchored & _differ(self.slope[q], slope, 0.0)
+        return off
 
     def after(self, merge: Merge) -> Potentials:
         """The same unknowns in the classes that ``merge`` leaves."""
@@ -130,20 +144,22 @@ class Potentials:
             root[was], self.slope * slope[was], self.slope * offset[was] + self.offset, self.known
         )
 
-    def joined(self, edges: Edges) -> tuple[Potentials, Mask]:
+    def joined(self, edges: Edges) -> tuple[Potentials | None, Mask]:
         """The unknowns with ``edges`` holding, and which of these can't hold.
 
         Two different lines through one unknown meet in one point, which is its value.
         """
-        found = self.after(self.merge(edges))
-        wrong = found.residual(edges)
-        while wrong.any():
-            points = found._meeting(edges, wrong)
+        merge = self.merge(edges)
+        found, broken = self, merge.broken
+        while broken.any():
+            found = found.after(found.merge(edges))
+            points = found._meeting(edges, broken)
             if not points.size:
-                break
+                return None, broken
             found = found.after(found.merge(points))
-            wrong = found.residual(edges)
-        return found, wrong
+            merge = found.merge(edges)
+            broken = merge.broken
+        return found.after(merge), broken
 
     def _meeting(self, edges: Edges, wrong: Mask) -> Edges:
         p, q, factor = edges.source[wrong], edges.target[wrong], edges.slope[wrong]

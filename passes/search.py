@@ -18,7 +18,7 @@ from bnfold.passes.potentials import Edges, Potentials
 from bnfold.passes.solution import Conflict, Solution
 
 _EXACT = 12  # steps of a group that is searched to the end
-_TRIALS = 400  # consistency tests for improving all groups of a graph
+_TRIALS = 600  # consistency tests for improving all groups of a graph
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,13 +31,15 @@ class Found:
 
 def search(start: Solution) -> Found:
     """Let steps vanish from ``start``."""
-    candidates = sorted(start.constraints.candidates, key=_order)
+    every = start.constraints.candidates
+    conflicts = start.hopeless(every) if every else {}
+    candidates = sorted((c for c in every if c.step not in conflicts), key=_order)
     plain = [c for c in candidates if not c.awkward.any()]
     whole = start.grown(plain) if plain else start
-    conflicts: dict[int, Conflict] = {}
     if isinstance(whole, Solution):
-        solution = _greedy(whole, [c for c in candidates if c.awkward.any()], conflicts)
-        if not conflicts:
+        awkward: dict[int, Conflict] = {}
+        solution = _greedy(whole, [c for c in candidates if c.awkward.any()], awkward)
+        if not awkward:
             return Found(solution, conflicts)
     budget = _Budget(_TRIALS)
     solution = start
@@ -96,7 +98,7 @@ def _best(
 ) -> Solution:
     """The best solution for one group on top of ``start``; fills in ``conflicts``."""
     refused: dict[int, Conflict] = {}
-    solution = _greedy(start, group, refused)
+    solution = _greedy(start, group, refused, leap=len(group))
     if refused:
         better = _Exact(start, group, _lost(group, refused), budget)
         if len(group) <= _EXACT:
@@ -122,10 +124,10 @@ def _why(solution: Solution, group: Sequence[Candidate]) -> dict[int, Conflict]:
 
 
 def _greedy(
-    solution: Solution, group: Sequence[Candidate], conflicts: dict[int, Conflict]
+    solution: Solution, group: Sequence[Candidate], conflicts: dict[int, Conflict], leap: int = 1
 ) -> Solution:
     """One after the other; in leaps that double while they succeed."""
-    at, leap = 0, 1
+    at = 0
     while at < len(group):
         some = group[at : at + leap]
         awkward = [k for k, c in enumerate(some) if c.awkward.any()]
@@ -138,7 +140,7 @@ def _greedy(
             conflicts[some[0].step] = grown
             at, leap = at + 1, 1
         else:
-            leap = len(some) // 2
+            leap = max(1, len(some) // 4)
     return solution
 
 
@@ -172,7 +174,7 @@ class _Exact:
         for step in [c for c in self.group if c.step in refused]:
             if not self.budget.take():
                 return
-            self.budget.left -= len(self.group) // 4
+            self.budget.left -= len(self.group)
             first = self.start.grown([step])
             if isinstance(first, Conflict):
                 continue

@@ -65,9 +65,10 @@ def solve_sums(sums: Sums, shift: Potentials, last: Mask | None = None) -> Solve
             edges = _dense(system)
             if edges is None:
                 return None
-        shift, wrong = shift.joined(edges)
-        if wrong.any():
+        joined, _ = shift.joined(edges)
+        if joined is None:
             return None
+        shift = joined
         rows = system.rows
     return SolvedSums(shift, tuple(aside))
 
@@ -146,7 +147,7 @@ class _Rows:
 
 
 def _dense(system: _Rows) -> Edges | None:
-    """All remaining equations as linear systems, one a channel: values for the unknowns, or None."""
+    """All remaining equations as linear systems, one a channel: values of the unknowns, or None."""
     unknowns, local = np.unique(system.unknowns, return_inverse=True)
     local = local.reshape(system.unknowns.shape)
     values = np.zeros(unknowns.size)

@@ -85,7 +85,7 @@ class Solution:
         count = constraints.numbering.count
         scale, shift = Potentials.free(count, 1.0), Potentials.free(count, 0.0)
         scale = scale.after(scale.merge(constraints.scale))
-        shift = shift.joined(constraints.shift)[0]
+        shift = shift.joined(constraints.shift)[0] or shift
         sign = np.zeros(count)
         sign[0] = 1
         for numbers, _ in constraints.positive:
@@ -96,6 +96,23 @@ class Solution:
             _limits(constraints, scale), np.ones(count, bool), np.zeros(count, bool),
             leaf_x, leaf_y,
         )  # fmt: skip
+
+    def hopeless(self, steps: Sequence[Candidate]) -> dict[int, Conflict]:
+        """Steps that can't vanish whatever else does: their equations contradict what is known."""
+        found: dict[int, Conflict] = {}
+        for at, (kind, classes) in enumerate(
+            ((Broken.SCALE, self.scale), (Broken.SHIFT, self.shift))
+        ):
+            edges = Edges.joined([_edges(step)[at] for step in steps])
+            closed = classes.root[edges.source] == classes.root[edges.target]
+            if kind is Broken.SHIFT:
+                closed &= classes.root[edges.source] == 0
+            known = classes.known
+            wrong = classes.residual(edges, known) & closed
+            for step in np.unique(edges.owner[wrong]):
+                only = wrong & (edges.owner == step)
+                found.setdefault(int(step), _blame(steps, edges, kind, only))
+        return found
 
     def grown(self, steps: Sequence[Candidate]) -> Solution | Conflict:
         """The solution in which ``steps`` vanish too, or the first thing that they break."""
@@ -125,51 +142,57 @@ class Solution:
     # ---- scales ----
 
     def _scales(self, steps: Sequence[Candidate], edges: Edges) -> Solution | Conflict:
-        merge = self.scale.merge(edges)
         ends = (self.scale.root[edges.source], self.scale.root[edges.target])
         held = (self.frozen[ends[0]] | self.frozen[ends[1]]) & (ends[0] != ends[1])
         if held.any():
             return _blame(steps, edges, Broken.ZERO, held)
-        nodes, roots, slope = merge.nodes, merge.root, merge.slope
-        wanted = self.sign[nodes] * np.sign(slope)
-        sign = self.sign.copy()
-        np.maximum.at(sign, roots, wanted)
-        negative = np.zeros_like(sign)
-        np.minimum.at(negative, roots, wanted)
-        clash = (sign > 0) & (negative < 0)
-        sign = np.where(negative < 0, negative, sign)
-        scale = self.scale.after(merge)
-        wrong = scale.residual(edges)
-        if wrong.any():
-            return _blame(steps, edges, Broken.SCALE, wrong)
+        merge = self.scale.merge(edges)
+        if merge.broken.any():
+            return _blame(steps, edges, Broken.SCALE, merge.broken)
+        sign, clash = self._signs(merge)
         if clash.any():
-            return _blame(steps, edges, Broken.SIGN, clash[scale.root[edges.source]])
+            return _blame(steps, edges, Broken.SIGN, clash[merge.source])
         low, high, limit = self._ranges(merge)
-        wide = np.maximum(high - low, 2 * (scale.root == 0) * np.maximum(high, -low)) > limit
-        if wide[roots].any():
-            return _blame(steps, edges, Broken.RANGE, wide[scale.root[edges.source]])
-        whole, frozen = self.whole.copy(), self.frozen.copy()
-        joined = nodes[roots != nodes]
-        whole[joined], whole[roots[roots != nodes]] = False, False
-        return replace(
-            self, scale=scale, sign=sign, low=low, high=high, limit=limit,
-            whole=whole, frozen=frozen,
+        spread = np.where(merge.root == 0, 2 * np.maximum(high, -low), high - low)
+        if (spread > limit).any():
+            return _blame(steps, edges, Broken.RANGE, (spread > limit)[merge.source])
+        found = replace(
+            self, scale=self.scale.after(merge), sign=self.sign.copy(), low=self.low.copy(),
+            high=self.high.copy(), limit=self.limit.copy(), whole=self.whole.copy(),
+            frozen=self.frozen.copy(),
         )  # fmt: skip
+        found.sign[merge.root], found.limit[merge.root] = sign, limit
+        found.low[merge.root], found.high[merge.root] = low, high
+        joined = merge.root != merge.nodes
+        found.whole[merge.nodes[joined]] = found.whole[merge.root[joined]] = False
+        return found
+
+    def _signs(self, merge: Merge) -> tuple[F64, Mask]:
+        """For each node, the sign that its root has to have, and whether it would need both."""
+        wanted = self.sign[merge.nodes] * np.sign(merge.slope)
+        roots = np.searchsorted(merge.nodes, merge.root)
+        most, least = np.zeros(roots.size), np.zeros(roots.size)
+        np.maximum.at(most, roots, wanted)
+        np.minimum.at(least, roots, wanted)
+        return (most + least)[roots], ((most > 0) & (least < 0))[roots]
 
     def _ranges(self, merge: Merge) -> tuple[F64, F64, F64]:
+        """For each node, the least and largest power of 2 in its new class, and the limit there."""
         with np.errstate(all="ignore"):
             moved = np.nan_to_num(np.log2(np.abs(merge.slope)), nan=np.inf)
-        low, high, limit = self.low.copy(), self.high.copy(), self.limit.copy()
-        np.minimum.at(low, merge.root, self.low[merge.nodes] + moved)
-        np.maximum.at(high, merge.root, self.high[merge.nodes] + moved)
-        np.minimum.at(limit, merge.root, self.limit[merge.nodes])
-        return low, high, limit
+        roots = np.searchsorted(merge.nodes, merge.root)
+        low, high = np.full(roots.size, np.inf), np.full(roots.size, -np.inf)
+        limit = np.full(roots.size, np.inf)
+        np.minimum.at(low, roots, self.low[merge.nodes] + moved)
+        np.maximum.at(high, roots, self.high[merge.nodes] + moved)
+        np.minimum.at(limit, roots, self.limit[merge.nodes])
+        return low[roots], high[roots], limit[roots]
 
     # ---- shifts ----
 
     def _shifts(self, steps: Sequence[Candidate], edges: Edges) -> Potentials | Conflict:
         shift, wrong = self.shift.joined(edges)
-        return _blame(steps, edges, Broken.SHIFT, wrong) if wrong.any() else shift
+        return _blame(steps, edges, Broken.SHIFT, wrong) if shift is None else shift
 
     # ---- scales that can't be divided by ----
 
