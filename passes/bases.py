@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bnfold.passes.classes import Bond, Channels
+from bnfold.passes.constraints import Sums
 from bnfold.passes.potentials import F64, Ids, Potentials
-from bnfold.passes.shift_sums import solve_sums
+from bnfold.passes.shift_sums import SetAside, solve_sums
 from bnfold.passes.solution import Solution
 
 
@@ -26,27 +28,28 @@ class ChannelUnits:
     plus: F64
 
 
-def choose_units(solution: Solution) -> ChannelUnits:
+def choose_units(channels: Channels, solution: Solution) -> ChannelUnits:
     """A value for everything that ``solution`` leaves free."""
-    reads, writes = _ends(solution)
-    scale = _scales(solution, reads, writes)
-    shift = _shifts(solution, reads)
+    reads, writes = _ends(channels, solution)
+    scale = _scales(solution, channels.scale[reads], channels.scale[writes])[channels.scale]
+    shift = _shifts(channels, solution, reads)
     with np.errstate(all="ignore"):
         units = ChannelUnits(scale, shift, 1 / scale, -shift / scale)
-    return _patched(solution, units)
+    return _patched(channels, solution, units)
 
 
-def _ends(solution: Solution) -> tuple[Ids, Ids]:
+def _ends(channels: Channels, solution: Solution) -> tuple[Ids, Ids]:
     """The channels that linear operators, and steps that stay, read and write."""
-    gone = {c.step for c in solution.vanished}
+    gone = {bond.candidate.step for bond in solution.vanished}
     sides = []
-    for table in (solution.constraints.reads, solution.constraints.writes):
+    for table in (channels.constraints.reads, channels.constraints.writes):
         kept = [numbers for index, numbers in table.items() if index not in gone]
         sides.append(np.concatenate(kept) if kept else np.zeros(0, np.int64))
     return sides[0], sides[1]
 
 
 def _scales(solution: Solution, reads: Ids, writes: Ids) -> F64:
+    """The scale of each class; ``reads`` and ``writes`` are classes too."""
     classes = solution.scale
     chosen = np.ones(classes.root.size)
     undecided = np.ones(classes.root.size, bool)
@@ -82,31 +85,37 @@ def _first(classes: Potentials, numbers: Ids) -> Ids:
     return first
 
 
-def _shifts(solution: Solution, reads: Ids) -> F64:
-    classes = solution.shift
-    last = np.zeros(classes.root.size, bool)
-    last[classes.root[reads]] = True
-    solved = solve_sums(solution.constraints.sums, classes, last)
+def _shifts(channels: Channels, solution: Solution, reads: Ids) -> F64:
+    """The shift of each channel; ``reads`` are channels."""
+    read = channels.shift[reads]
+    last = np.zeros(solution.shift.root.size, bool)
+    last[solution.shift.root[read]] = True
+    sums = solution.classes.sums
+    solved = solve_sums(sums, solution.shift, last)
     assert solved is not None, "a solution whose sums contradict each other was accepted"
     classes = solved.shift
-    wanted = -classes.offset / classes.slope
-    low, high = _extremes(classes, wanted, reads)
-    chosen = np.zeros(classes.root.size)
+    # slope (k x + m) + offset = 0 where the shift of a class is k x + m
+    within = (channels.slope * classes.offset[channels.shift] + channels.offset)[reads]
+    wanted = -within / (channels.slope[reads] * classes.slope[read])
+    low, high = np.full(last.size, np.inf), np.full(last.size, -np.inf)
+    np.minimum.at(low, classes.root[read], wanted)
+    np.maximum.at(high, classes.root[read], wanted)
+    chosen = np.zeros(last.size)
     asked = np.isfinite(low)
     low, high = low[asked], high[asked]
     chosen[asked] = np.where(low == high, low, (low + high) / 2)
     chosen[0] = 0.0
-    sums = solution.constraints.sums
     for aside in reversed(solved.aside):
-        chosen = _supplied(classes, chosen, sums.numbers[aside.rows], sums.factors[aside.rows],
-                           aside.unknown)  # fmt: skip
-    result: F64 = classes.slope * chosen[classes.root] + classes.offset
+        chosen = _supplied(classes, chosen, sums, aside)
+    values = classes.slope * chosen[classes.root] + classes.offset
+    result: F64 = channels.slope * values[channels.shift] + channels.offset
     return result
 
 
-def _supplied(classes: Potentials, chosen: F64, numbers: Ids, factors: F64, unknown: Ids) -> F64:
-    """Give each ``unknown`` the value that its equation leaves for it."""
-    roots = classes.root[unknown]
+def _supplied(classes: Potentials, chosen: F64, sums: Sums, aside: SetAside) -> F64:
+    """Give each unknown that was set aside the value that its equation leaves for it."""
+    numbers, factors = sums.numbers[aside.rows], sums.factors[aside.rows]
+    roots = classes.root[aside.unknown]
     safe = np.maximum(numbers, 0)
     factors = np.where(numbers >= 0, factors, 0.0)
     own = classes.root[safe] == roots[:, None]
@@ -114,27 +123,34 @@ def _supplied(classes: Potentials, chosen: F64, numbers: Ids, factors: F64, unkn
     rest = (factors * (classes.slope[safe] * known + classes.offset[safe])).sum(axis=1)
     weight = np.where(own, factors * classes.slope[safe], 0.0).sum(axis=1)
     result = chosen.copy()
-    result[roots] = -rest / weight
+    result[roots] = -(rest + sums.constant[aside.rows]) / weight
     return result
 
 
-def _patched(solution: Solution, units: ChannelUnits) -> ChannelUnits:
+def _patched(channels: Channels, solution: Solution, units: ChannelUnits) -> ChannelUnits:
     """Channels whose step can't be divided by: one side stores what the other side holds."""
-    classes, everything = solution.scale.root, np.arange(solution.scale.root.size)
-    order = sorted(solution.patches, key=lambda p: p.candidate.step)
-    for patch in reversed(order):
+    if not solution.patches:
+        return units
+    order = np.argsort(channels.scale, kind="stable")
+    starts = np.searchsorted(channels.scale[order], np.arange(solution.classes.scales + 1))
+    steps = sorted(solution.patches, key=lambda patch: patch.bond.candidate.step)
+    for patch in reversed(steps):
         for at in patch.backward:
-            x, y = patch.candidate.x[at], patch.candidate.y[at]
-            a, b = patch.candidate.a[at], patch.candidate.b[at]
-            same = everything[classes == classes[x]]
-            into, plus = units.into[y] * a, units.into[y] * b + units.plus[y]
-            units.into[same], units.plus[same] = into, plus
-            units.scale[same], units.shift[same] = np.nan, np.nan  # nobody can read it back
-    for patch in order:
+            _, y, a, b = _entry(patch.bond, at)
+            same = order[starts[patch.bond.x[at]] : starts[patch.bond.x[at] + 1]]
+            units.into[same] = units.into[y] * a
+            units.plus[same] = units.into[y] * b + units.plus[y]
+            units.scale[same] = units.shift[same] = np.nan  # nobody can read it back
+    for patch in steps:
         for at in patch.forward:
-            x, y = patch.candidate.x[at], patch.candidate.y[at]
-            a, b = patch.candidate.a[at], patch.candidate.b[at]
-            same = everything[classes == classes[y]]
+            x, _, a, b = _entry(patch.bond, at)
+            same = order[starts[patch.bond.y[at]] : starts[patch.bond.y[at] + 1]]
             units.scale[same] = a * units.scale[x]
             units.shift[same] = a * units.shift[x] + b
     return units
+
+
+def _entry(bond: Bond, at: int) -> tuple[int, int, float, float]:
+    """The channels before and after a step on its awkward channel ``at``, and its map there."""
+    step, entry = bond.candidate, bond.awkward[at]
+    return int(step.x[entry]), int(step.y[entry]), float(step.a[entry]), float(step.b[entry])

@@ -74,10 +74,11 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sums:
-    """Equations ``sum of factors * t[numbers] = 0``, one a row; number -1 is none."""
+    """Equations ``sum of factors * t[numbers] + constant = 0``, one a row; number -1 is none."""
 
     numbers: Ids
     factors: F64
+    constant: F64
     owner: Ids
 
 
@@ -500,5 +501,7 @@ def _as_rows(parts: list[tuple[list[Ids], list[int], int]]) -> Sums:
         factors.append(np.broadcast_to(row, (rows, width)))
         owner.append(np.full(rows, index))
     if not parts:
-        return Sums(np.zeros((0, 0), np.int64), np.zeros((0, 0)), _none())
-    return Sums(np.concatenate(numbers), np.concatenate(factors), np.concatenate(owner))
+        return Sums(np.zeros((0, 1), np.int64), np.zeros((0, 1)), np.zeros(0), _none())
+    owners = np.concatenate(owner)
+    every, shares = np.concatenate(numbers), np.concatenate(factors)
+    return Sums(every, shares, np.zeros(owners.size), owners)

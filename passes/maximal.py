@@ -15,6 +15,7 @@ import numpy as np
 from bnfold.affine import AffineMap
 from bnfold.channel_graph import Affine, ChannelGraph, Form, Linear, Weight
 from bnfold.passes.bases import ChannelUnits, choose_units
+from bnfold.passes.classes import Channels
 from bnfold.passes.constraints import Candidate, Constraints
 from bnfold.passes.draft import Draft
 from bnfold.passes.local import evaluated, fold_neighbours, kept_steps
@@ -44,8 +45,8 @@ def plan_max(
     units: Mapping[int, Units] = {}
     if any(True for _ in draft.steps()):
         outcome = _solve(draft, _to_clone(graph, unshare_bytes))
-        why |= explain(outcome.found, why)
-        units = _Writer(draft, outcome.found.solution).write()
+        why |= explain(outcome.channels.constraints, outcome.found, why)
+        units = _Writer(draft, outcome.channels, outcome.found.solution).write()
     folds = (*draft.folds.values(), *evaluated(draft))
     return Plan("max", folds, kept_steps(draft, why), draft.absorptions, units)
 
@@ -71,8 +72,13 @@ def _to_clone(graph: ChannelGraph, budget: int) -> frozenset[str]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Outcome:
+    channels: Channels
     found: Found
     left: int
+
+    @property
+    def vanished(self) -> tuple[Candidate, ...]:
+        return tuple(bond.candidate for bond in self.found.solution.vanished)
 
 
 def _solve(draft: Draft, cloned: frozenset[str]) -> _Outcome:
@@ -81,13 +87,13 @@ def _solve(draft: Draft, cloned: frozenset[str]) -> _Outcome:
     Each Add has to be paid for by a step that vanishes and that did as much.
     """
     loose = _attempt(draft, cloned, strict=False)
-    adds = _adds(loose.found.solution)
+    adds = _adds(loose)
     if not adds:
         return loose
-    paid = _paid(loose.found.solution, adds)
+    paid = _paid(loose, adds)
     strict = _attempt(draft, cloned, strict=True)
-    made = sum(_bytes_of(loose.found.solution, index) for index in adds)
-    return loose if paid and loose.left + made < strict.left else strict
+    made = sum(_bytes_of(loose, index) for index in adds)
+    return loose if paid and loose.left + made <= strict.left else strict
 
 
 def _attempt(draft: Draft, cloned: frozenset[str], *, strict: bool) -> _Outcome:
@@ -95,14 +101,15 @@ def _attempt(draft: Draft, cloned: frozenset[str], *, strict: bool) -> _Outcome:
     rigid: frozenset[int] = frozenset()
     while True:
         constraints = Constraints(draft, strict=strict, rigid=rigid, cloned=cloned)
-        found = search(Solution.of(constraints))
-        gone = {c.step for c in found.solution.vanished}
+        channels = Channels.of(constraints)
+        found = search(channels.classes())
+        gone = {bond.candidate.step for bond in found.solution.vanished}
         stay = [c for c in constraints.candidates if c.step not in gone]
         fixed = {c.step for c in stay if _inexpressible(draft, c.step)}
         if not fixed:
             left = sum(c.cost for c in stay)
             left += sum(constraints.cost_of(step) for step in rigid)
-            return _Outcome(found, left)
+            return _Outcome(channels, found, left)
         rigid |= fixed
 
 
@@ -114,36 +121,38 @@ def _inexpressible(draft: Draft, index: int) -> bool:
     return step.form is Form.EITHER and not (taken.is_scaling or taken.is_shifting)
 
 
-def _adds(solution: Solution) -> list[int]:
+def _adds(outcome: _Outcome) -> list[int]:
     """The operators that would gain an Add."""
-    constraints = solution.constraints
+    constraints = outcome.channels.constraints
     if not constraints.bare:
         return []
-    units = choose_units(solution)
+    units = choose_units(outcome.channels, outcome.found.solution)
     gained = []
     for index in constraints.bare:
-        sides = (constraints.reads.get(index), constraints.writes.get(index))
-        if any(numbers is not None and units.shift[numbers].any() for numbers in sides):
+        reads, writes = constraints.reads.get(index), constraints.writes.get(index)
+        before = reads is not None and units.shift[reads].any()
+        if before or (writes is not None and units.plus[writes].any()):
             gained.append(index)
     return gained
 
 
-def _paid(solution: Solution, adds: Iterable[int]) -> bool:
+def _paid(outcome: _Outcome, adds: Iterable[int]) -> bool:
     """Whether for each Add a step vanishes that did a scale and a shift on as many bytes."""
-    draft = solution.constraints.draft
-    purses = sorted(
-        (c.cost for c in solution.vanished
-         if not (draft.step_map(c.step).is_scaling or draft.step_map(c.step).is_shifting)),
-        reverse=True,
-    )  # fmt: skip
-    prices = sorted((_bytes_of(solution, index) for index in adds), reverse=True)
-    return len(purses) >= len(prices) and all(
-        purse >= price for purse, price in zip(purses, prices, strict=False)
-    )
+    draft = outcome.channels.constraints.draft
+    purses = sorted((c.cost for c in outcome.vanished if _does_both(draft, c)), reverse=True)
+    prices = sorted((_bytes_of(outcome, index) for index in adds), reverse=True)
+    enough = all(purse >= price for purse, price in zip(purses, prices, strict=False))
+    return len(purses) >= len(prices) and enough
 
 
-def _bytes_of(solution: Solution, index: int) -> int:
-    return solution.constraints.bytes_of(solution.constraints.draft.output(index))
+def _does_both(draft: Draft, candidate: Candidate) -> bool:
+    taken = draft.step_map(candidate.step)
+    return not (taken.is_scaling or taken.is_shifting)
+
+
+def _bytes_of(outcome: _Outcome, index: int) -> int:
+    constraints = outcome.channels.constraints
+    return constraints.bytes_of(constraints.draft.output(index))
 
 
 # ---- the plan ----
@@ -152,11 +161,13 @@ def _bytes_of(solution: Solution, index: int) -> int:
 class _Writer:
     """Enters a solution into the draft: absorptions, folds, units."""
 
-    def __init__(self, draft: Draft, solution: Solution) -> None:
-        self.draft, self.solution = draft, solution
-        self.constraints = solution.constraints
-        self.units: ChannelUnits = choose_units(solution)
-        self.gone = {c.step for c in solution.vanished}
+    def __init__(self, draft: Draft, channels: Channels, solution: Solution) -> None:
+        self.draft = draft
+        self.constraints = channels.constraints
+        self.classes = solution.scale.root[channels.scale]
+        self.units: ChannelUnits = choose_units(channels, solution)
+        self.vanished = [bond.candidate for bond in solution.vanished]
+        self.gone = {candidate.step for candidate in self.vanished}
         self.by_class: dict[int, dict[int, str]] = {}
 
     def write(self) -> Mapping[int, Units]:
@@ -177,7 +188,7 @@ class _Writer:
             elif not taken.is_identity:
                 self.draft.absorb_output(index, taken)
                 self._note(index, numbers, "before")
-        for candidate in sorted(self.solution.vanished, key=lambda c: c.step):
+        for candidate in sorted(self.vanished, key=lambda c: c.step):
             self._vanish(candidate, stored)
         return stored
 
@@ -216,7 +227,7 @@ class _Writer:
         self._note(index, y, "before")
 
     def _note(self, index: int, numbers: Ids, side: str) -> None:
-        for root in np.unique(self.solution.scale.root[numbers]):
+        for root in np.unique(self.classes[numbers]):
             self.by_class.setdefault(int(root), {})[index] = side
 
     # ---- folds ----
@@ -235,7 +246,7 @@ class _Writer:
         """Who took over the units of the class that the step was in."""
         numbers = np.concatenate([candidate.x, candidate.y])
         sides: dict[int, str] = {}
-        for root in np.unique(self.solution.scale.root[numbers]):
+        for root in np.unique(self.classes[numbers]):
             sides |= self.by_class.get(int(root), {})
         into = tuple(sorted(sides))
         if into and all(isinstance(self.draft.operator(index), Affine) for index in into):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bnfold.passes.constraints import Candidate
+from bnfold.passes.classes import Bond, Classes
 from bnfold.passes.potentials import Edges, Potentials
 from bnfold.passes.solution import Conflict, Solution
 
@@ -29,59 +29,61 @@ class Found:
     conflicts: dict[int, Conflict]
 
 
-def search(start: Solution) -> Found:
-    """Let steps vanish from ``start``."""
-    every = start.constraints.candidates
-    conflicts = start.hopeless(every) if every else {}
-    candidates = sorted((c for c in every if c.step not in conflicts), key=_order)
-    plain = [c for c in candidates if not c.awkward.any()]
+def search(classes: Classes) -> Found:
+    """Let steps vanish."""
+    start = Solution.of(classes)
+    conflicts = start.hopeless() if classes.bonds else {}
+    steps = sorted((b for b in classes.bonds if b.candidate.step not in conflicts), key=_order)
+    plain = [step for step in steps if not step.awkward.size]
     whole = start.grown(plain) if plain else start
     if isinstance(whole, Solution):
         awkward: dict[int, Conflict] = {}
-        solution = _greedy(whole, [c for c in candidates if c.awkward.any()], awkward)
+        solution = _greedy(whole, [step for step in steps if step.awkward.size], awkward)
         if not awkward:
             return Found(solution, conflicts)
     budget = _Budget(_TRIALS)
-    solution = start
-    for group in _groups(start, candidates):
-        solution = _best(solution, group, conflicts, budget)
+    chosen: set[int] = set()
+    for group in _groups(classes, steps):
+        chosen |= _best(classes.part(group), conflicts, budget)
+    best = [step for step in steps if step.candidate.step in chosen]
+    ignored: dict[int, Conflict] = {}
+    solution = _greedy(start, best, ignored, leap=max(1, len(best)))
+    conflicts |= ignored
     return Found(solution, conflicts)
 
 
-def _order(candidate: Candidate) -> tuple[bool, int, int]:
+def _order(step: Bond) -> tuple[bool, int, int]:
     """Those that can go only one way last, the dearest first."""
-    return bool(candidate.awkward.any()), -candidate.cost, candidate.step
+    return bool(step.awkward.size), -step.candidate.cost, step.candidate.step
 
 
-def _groups(start: Solution, candidates: Sequence[Candidate]) -> list[list[Candidate]]:
+def _groups(classes: Classes, steps: Sequence[Bond]) -> list[list[Bond]]:
     """Steps that depend on each other: they share a class, directly or through others or a sum.
 
     Scale classes, shift classes and steps are numbered one behind the other.
     """
-    count = start.scale.root.size
-    parts = list(_summed(start, count))
-    for at, candidate in enumerate(candidates):
-        ends = np.concatenate([candidate.x, candidate.y])
-        scales, shifts = start.scale.root[ends], start.shift.root[ends]
-        classes = np.concatenate([scales[scales != 0], count + shifts[shifts != 0]])
-        parts.append(Edges.of(classes, np.full_like(classes, 2 * count + at)))
-    found = Potentials.free(2 * count + len(candidates), 0.0)
+    first = classes.scales
+    count = first + classes.shifts
+    parts = list(_summed(classes, first))
+    for at, step in enumerate(steps, start=count):
+        scales = np.concatenate([step.scale.source, step.scale.target, step.x, step.y])
+        shifts = np.concatenate([step.shift.source, step.shift.target, step.y_shift])
+        met = np.concatenate([scales[scales != 0], first + shifts[shifts != 0]])
+        parts.append(Edges.of(met, np.full_like(met, at)))
+    found = Potentials.free(count + len(steps), 0.0)
     found = found.after(found.merge(Edges.joined(parts)))
-    groups: dict[int, list[Candidate]] = {}
-    for at, candidate in enumerate(candidates):
-        groups.setdefault(int(found.root[2 * count + at]), []).append(candidate)
+    groups: dict[int, list[Bond]] = {}
+    for at, step in enumerate(steps, start=count):
+        groups.setdefault(int(found.root[at]), []).append(step)
     return list(groups.values())
 
 
-def _summed(start: Solution, count: int) -> Iterator[Edges]:
+def _summed(classes: Classes, start: int) -> Iterator[Edges]:
     """Shift classes that are in one equation."""
-    numbers = start.constraints.sums.numbers
-    if not numbers.size:
-        return
-    roots = np.where(numbers >= 0, start.shift.root[np.maximum(numbers, 0)], 0)
-    first = np.take_along_axis(roots, (roots != 0).argmax(axis=1)[:, None], axis=1)
-    joined = (roots != 0) & (first != 0)
-    yield Edges.of(count + np.broadcast_to(first, roots.shape)[joined], count + roots[joined])
+    numbers = np.maximum(classes.sums.numbers, 0)
+    first = np.take_along_axis(numbers, (numbers != 0).argmax(axis=1)[:, None], axis=1)
+    joined = (numbers != 0) & (first != 0)
+    yield Edges.of(start + np.broadcast_to(first, numbers.shape)[joined], start + numbers[joined])
 
 
 @dataclass(slots=True)
@@ -93,10 +95,9 @@ class _Budget:
         return self.left >= 0
 
 
-def _best(
-    start: Solution, group: list[Candidate], conflicts: dict[int, Conflict], budget: _Budget
-) -> Solution:
-    """The best solution for one group on top of ``start``; fills in ``conflicts``."""
+def _best(part: Classes, conflicts: dict[int, Conflict], budget: _Budget) -> set[int]:
+    """The steps of one group that had best vanish; fills in what the others break."""
+    start, group = Solution.of(part), part.bonds
     refused: dict[int, Conflict] = {}
     solution = _greedy(start, group, refused, leap=len(group))
     if refused:
@@ -109,35 +110,35 @@ def _best(
             solution = better.best
             refused = _why(solution, group)
     conflicts.update(refused)
-    return solution
+    return {step.candidate.step for step in solution.vanished}
 
 
-def _lost(group: Sequence[Candidate], refused: dict[int, Conflict]) -> int:
-    return sum(c.cost for c in group if c.step in refused)
+def _lost(group: Sequence[Bond], refused: dict[int, Conflict]) -> int:
+    return sum(b.candidate.cost for b in group if b.candidate.step in refused)
 
 
-def _why(solution: Solution, group: Sequence[Candidate]) -> dict[int, Conflict]:
+def _why(solution: Solution, group: Sequence[Bond]) -> dict[int, Conflict]:
     """What each step of ``group`` that did not vanish would break."""
-    gone = {c.step for c in solution.vanished}
-    tried = ((c.step, solution.grown([c])) for c in group if c.step not in gone)
-    return {step: found for step, found in tried if isinstance(found, Conflict)}
+    gone = {step.candidate.step for step in solution.vanished}
+    tried = (solution.grown([step]) for step in group if step.candidate.step not in gone)
+    return {found.step: found for found in tried if isinstance(found, Conflict)}
 
 
 def _greedy(
-    solution: Solution, group: Sequence[Candidate], conflicts: dict[int, Conflict], leap: int = 1
+    solution: Solution, group: Sequence[Bond], conflicts: dict[int, Conflict], leap: int = 1
 ) -> Solution:
     """One after the other; in leaps that double while they succeed."""
     at = 0
     while at < len(group):
         some = group[at : at + leap]
-        awkward = [k for k, c in enumerate(some) if c.awkward.any()]
+        awkward = [k for k, step in enumerate(some) if step.awkward.size]
         if awkward:
             some = some[: max(1, awkward[0])]
         grown = solution.grown(some)
         if isinstance(grown, Solution):
             solution, at, leap = grown, at + len(some), 2 * leap
         elif len(some) == 1:
-            conflicts[some[0].step] = grown
+            conflicts[some[0].candidate.step] = grown
             at, leap = at + 1, 1
         else:
             leap = max(1, len(some) // 4)
@@ -147,7 +148,7 @@ def _greedy(
 class _Exact:
     """Search for a choice that leaves less than ``lost`` bytes."""
 
-    def __init__(self, start: Solution, group: list[Candidate], lost: int, budget: _Budget) -> None:
+    def __init__(self, start: Solution, group: Sequence[Bond], lost: int, budget: _Budget) -> None:
         self.start, self.group, self.lost, self.budget = start, group, lost, budget
         self.best: Solution | None = None
 
@@ -167,11 +168,11 @@ class _Exact:
         grown = solution.grown([step])
         if isinstance(grown, Solution):
             self._from(grown, at + 1, lost)
-        self._from(solution, at + 1, lost + step.cost)
+        self._from(solution, at + 1, lost + step.candidate.cost)
 
     def exchange(self, refused: dict[int, Conflict]) -> None:
         """Begin with a step that was refused, then all others in order."""
-        for step in [c for c in self.group if c.step in refused]:
+        for step in [b for b in self.group if b.candidate.step in refused]:
             if not self.budget.take():
                 return
             self.budget.left -= len(self.group)
@@ -179,6 +180,6 @@ class _Exact:
             if isinstance(first, Conflict):
                 continue
             others: dict[int, Conflict] = {}
-            solution = _greedy(first, [c for c in self.group if c is not step], others)
+            solution = _greedy(first, [b for b in self.group if b is not step], others)
             if _lost(self.group, others) < self.lost:
                 self.best, self.lost = solution, _lost(self.group, others)

@@ -90,7 +90,7 @@ class _Rows:
         safe = np.where(there, numbers, 0)
         given = np.where(there, given, 0.0)
         unknowns, factors = shift.root[safe], given * shift.slope[safe]
-        terms = given * shift.offset[safe]
+        terms = np.column_stack([given * shift.offset[safe], sums.constant[rows]])
         for k in range(unknowns.shape[1]):  # an unknown that is in one equation twice
             for j in range(k):
                 twice = (unknowns[:, j] == unknowns[:, k]) & (unknowns[:, k] > 0)
@@ -156,14 +156,13 @@ def _dense(system: _Rows) -> Edges | None:
         shape = (int(part.max()) + 1, int(row.max()) + 1, int(column.max()) + 1)
         if prod(shape) > _LARGEST:
             return None
-        matrix: F64 = np.zeros(shape)
-        right: F64 = np.zeros(shape[:2])
-        right[part, row] = -system.constant
+        matrix, right = np.zeros(shape), np.zeros((*shape[:2], 1))
+        right[part, row, 0] = -system.constant
         for k in range(local.shape[1]):
             there = system.unknowns[:, k] > 0
             at = (part[there], row[there], column[local[there, k]])
             np.add.at(matrix, at, system.factors[there, k])
-        found = np.linalg.pinv(matrix) @ right[..., None]
+        found = np.linalg.pinv(matrix) @ right
         owner = np.zeros(unknowns.size, np.int64)
         owner[local.ravel()] = np.repeat(part, local.shape[1])
         values = found[owner, column, 0]

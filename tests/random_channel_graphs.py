@@ -63,7 +63,7 @@ def disguised(net: Net, rng: np.random.Generator) -> Net:
 def nets(taste: Taste, most: int = 12) -> st.SearchStrategy[Net]:
     """Nets of up to ``most`` operators and the linear ones that close their ends."""
     seeds = st.integers(0, 2**48)
-    return st.builds(random_net, seeds, st.integers(2, most), st.just(taste))
+    return st.builds(random_net, seeds, st.sampled_from(range(2, most + 1)), st.just(taste))
 
 
 class Draw:
