@@ -60,14 +60,15 @@ class OptimizeResult:
 def fold(
     model: str | os.PathLike[str] | OnnxModel,
     *,
-    level: str = "local",
+    level: str = "max",
     trust_initializers: bool = False,
 ) -> FoldResult:
     """Fold every affine step that can be folded; the given model is left as it is.
 
     Args:
         model: The path of an ONNX file, an ``onnx.ModelProto`` or an ``onnx_ir.Model``.
-        level: ``"local"`` folds between direct neighbours.
+        level: ``"max"`` folds whatever can be folded, however far; ``"local"`` stays between
+            direct neighbours.
         trust_initializers: Take initializers that are also graph inputs as constants (from IR
             version 4 on a caller may override them, so that by default they are not folded).
 
@@ -95,7 +96,7 @@ def fold(
 def explain(
     model: str | os.PathLike[str] | OnnxModel,
     *,
-    level: str = "local",
+    level: str = "max",
     trust_initializers: bool = False,
 ) -> Report:
     """Say of every affine step what `fold` would do with it and why; nothing is changed.
@@ -122,7 +123,7 @@ def optimize(
     *,
     check: bool = True,
     providers: Sequence[str] = ("cpu",),
-    level: str = "local",
+    level: str = "max",
     simplify: bool = False,
     trust_initializers: bool = False,
     samples: int = 8,

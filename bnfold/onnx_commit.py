@@ -7,16 +7,17 @@ its type; then nothing has been made yet, and the plan is made anew without that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 
 import numpy as np
 import onnx_ir as ir
 
 from bnfold.affine import AffineMap, cast_once, vector_fault
 from bnfold.channel_graph import Affine
-from bnfold.onnx_describe import ConstantSite, Described
+from bnfold.onnx_describe import ConstantSite, Described, NormSite
 from bnfold.onnx_edit import Editor
 from bnfold.onnx_evaluate import UncomputableError
+from bnfold.onnx_facts import input_at
 from bnfold.onnx_fold import (
     FoldedTensor,
     FoldedWeight,
@@ -24,13 +25,14 @@ from bnfold.onnx_fold import (
     folded_bias,
     weight_changes,
 )
-from bnfold.onnx_linear import LinearSite, Slot
+from bnfold.onnx_linear import LinearSite, Slot, unnamed
 from bnfold.onnx_steps import StepSite
 from bnfold.onnx_tensors import Array
 from bnfold.planning import Absorption, How, Plan, Reason, Stored
 
 _LAZY_BYTES = 1 << 16
 Edit = Callable[[], None]
+Shared = dict[tuple[object, ...], ir.Value]
 
 
 def commit(described: Described, plan: Plan, *, lazy: bool = False) -> tuple[ir.Value, ...]:
@@ -50,10 +52,12 @@ def commit(described: Described, plan: Plan, *, lazy: bool = False) -> tuple[ir.
     """
     editor = Editor(described.facts)
     gone = {fold.step for fold in plan.folds}
+    restored = _named(described.values[value] for value in plan.units)
+    made: Shared = {}
     edits: list[Edit] = []
     for index, taken in sorted(plan.absorptions.items()):
         if index not in gone:
-            edits.append(_absorb(described, editor, index, taken, lazy))
+            edits.append(_absorb(described, editor, index, taken, lazy, made))
     edits.extend(_evaluate(described, editor, plan))
     for edit in edits:
         edit()
@@ -63,16 +67,34 @@ def commit(described: Described, plan: Plan, *, lazy: bool = False) -> tuple[ir.
             keep = fold.stored is Stored.AFTER
             editor.bypass(site.node, site.data_input, keep_output_name=keep)
     editor.sweep()
+    if restored:
+        _rename(described, editor, restored)
     # What was evaluated for a step that then vanished is gone again.
     return tuple(v for v in dict.fromkeys(editor.written) if v.is_initializer())
 
 
+def _named(values: Iterable[ir.Value]) -> set[tuple[object, str | None]]:
+    return {(value.graph, value.name) for value in values}
+
+
+def _rename(
+    described: Described, editor: Editor, restored: Container[tuple[object, str | None]]
+) -> None:
+    """A tensor that is stored in other units is another tensor: it gets a name of its own."""
+    for node, _ in described.facts.nodes():
+        for value in node.outputs:
+            if (value.graph, value.name) in restored:
+                value.name = editor.unique(f"{value.name}_stored")
+
+
 def _absorb(
-    described: Described, editor: Editor, index: int, taken: Absorption, lazy: bool
+    described: Described, editor: Editor, index: int, taken: Absorption, lazy: bool, made: Shared
 ) -> Edit:
     site = described.sites[index]
     if isinstance(site, LinearSite):
-        return _linear(described, editor, index, site, taken, lazy)
+        return _linear(described, editor, index, site, taken, lazy, made)
+    if isinstance(site, NormSite):
+        return _norm(described, editor, index, site, taken)
     assert isinstance(site, StepSite)
     return _step(described, editor, index, site, taken)
 
@@ -87,6 +109,7 @@ def _linear(
     site: LinearSite,
     taken: Absorption,
     lazy: bool,
+    made: Shared,
 ) -> Edit:
     bias = folded_bias(described.facts, index, site, taken)
     weight = _weight_tensor(described, index, site, taken, lazy) if weight_changes(taken) else None
@@ -99,9 +122,21 @@ def _linear(
             _set_bias(described, editor, site, bias, _bias_name(stem))
             editor.sweep()  # what computed the old bias may have read the shape of the weight
         if weight is not None:
-            editor.set_constant(site.node, site.weight_input, weight, site.graph, f"{stem}_folded")
+            key = _what_is_stored(root, site, taken)
+            if key in made:
+                editor.set_input(site.node, site.weight_input, made[key])
+                return
+            made[key] = editor.set_constant(
+                site.node, site.weight_input, weight, site.graph, f"{stem}_folded"
+            )
 
     return edit
+
+
+def _what_is_stored(weight: ir.Value, site: LinearSite, taken: Absorption) -> tuple[object, ...]:
+    """Operators that agree in this store one weight between them."""
+    scales = (None if m is None else m.scale.tobytes() for m in (taken.input, taken.output))
+    return (unnamed(weight), site.graph, site.layout, *scales)
 
 
 def _bias_name(stem: str) -> str:
@@ -147,6 +182,35 @@ def _set_bias(
     editor.set_constant(site.node, site.bias_input, ir.Tensor(bias), site.graph, name)
 
 
+# ---- normalisations with a scale and shift of their own ----
+
+
+def _norm(
+    described: Described, editor: Editor, index: int, site: NormSite, taken: Absorption
+) -> Edit:
+    constants = described.facts.constants
+    gamma, beta = site.node.inputs[1], input_at(site.node, 2)
+    assert gamma is not None
+    assert taken.output is not None
+    dtype = constants.dtype(gamma)
+    assert dtype is not None
+    own = AffineMap(
+        constants.float64(gamma), np.zeros(1) if beta is None else constants.float64(beta)
+    )
+    merged = taken.output.after(own)
+    scale = ir.Tensor(_checked(index, merged.scale, dtype), dtype=dtype)
+    shift = None
+    if beta is not None or not merged.is_scaling:
+        shift = ir.Tensor(_checked(index, merged.shift, dtype), dtype=dtype)
+
+    def edit() -> None:
+        editor.set_constant(site.node, 1, scale, site.graph, f"{gamma.name}_folded")
+        if shift is not None:
+            editor.set_constant(site.node, 2, shift, site.graph, _bias_name(gamma.name or "norm"))
+
+    return edit
+
+
 # ---- steps that took over others ----
 
 
@@ -161,7 +225,7 @@ def _step(
         return _batch_norm(described, editor, index, site, merged)
     values = merged.scale if merged.is_scaling else merged.shift
     dtype = described.facts.dtype(site.node.outputs[0]) or _constant_dtype(described, site)
-    shape = (-1,) + (1,) * site.trailing if merged.channels > 1 else ()
+    shape = (-1,) + (1,) * _trailing(described, site, taken) if merged.channels > 1 else ()
     tensor = ir.Tensor(_checked(index, values, dtype).reshape(shape))
 
     def edit() -> None:
@@ -179,6 +243,16 @@ def _step(
             node.attributes["axis"] = ir.AttrInt64("axis", site.broadcast_axis)
 
     return edit
+
+
+def _trailing(described: Described, site: StepSite, taken: Absorption) -> int:
+    """How many axes stand behind the channels of a step."""
+    if taken.axis is None:
+        return site.trailing
+    data = site.node.inputs[site.data_input]
+    rank = None if data is None else described.facts.rank(data)
+    assert rank is not None
+    return rank - 1 - taken.axis
 
 
 def _constant_dtype(described: Described, site: StepSite) -> ir.DataType:

@@ -58,7 +58,7 @@ class Editor:
 
     def set_constant(
         self, node: ir.Node, position: int, tensor: TensorLike, graph: ir.Graph, name: str
-    ) -> None:
+    ) -> ir.Value:
         """Make input ``position`` of ``node`` the constant ``tensor``; its name stays if free."""
         old = node.inputs[position] if position < len(node.inputs) else None
         if old is not None and self._is_own_initializer(old):
@@ -67,10 +67,17 @@ class Editor:
             old.shape = ir.Shape(tensor.shape.numpy())
             old.type = ir.TensorType(tensor.dtype)
             self.written.append(old)
-            return
+            return old
+        made = self.constant(graph, self.unique(name), tensor, node)
+        self.set_input(node, position, made)
+        return made
+
+    def set_input(self, node: ir.Node, position: int, value: ir.Value) -> None:
+        """Let ``node`` read ``value`` as its input ``position``."""
         if position >= len(node.inputs):
             node.resize_inputs(position + 1)
-        node.replace_input_with(position, self.constant(graph, self.unique(name), tensor, node))
+        old = node.inputs[position]
+        node.replace_input_with(position, value)
         if old is not None:
             self._left.append(old)
 

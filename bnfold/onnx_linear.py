@@ -117,7 +117,7 @@ def _weight(
         dtype = facts.constants.dtype(weight)
         name = dtype.name if dtype is not None else "UNDEFINED"
         size = prod(facts.constants.shape(weight)) * (4 if dtype is None else int(dtype.itemsize))
-        view = f"{_unnamed(weight).name} {layout}"
+        view = f"{unnamed(weight).name} {layout}"
         return Weight(facts.constants.root(weight).name or "", name, readers, size, view)
     producer = weight.producer()
     while producer is not None and producer.op_type in MOVES:
@@ -128,7 +128,7 @@ def _weight(
     return None
 
 
-def _unnamed(weight: ir.Value) -> ir.Value:
+def unnamed(weight: ir.Value) -> ir.Value:
     """The value that ``weight`` is another name of."""
     producer = weight.producer()
     while producer is not None and producer.op_type == "Identity" and producer.inputs[0]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -21,22 +21,34 @@ from bnfold.passes import plan_local, plan_max
 from bnfold.planning import Kept, Plan
 from bnfold.report.model import Report, Size, steps_of
 
-Planner = Callable[[ChannelGraph, Mapping[int, Kept]], Plan]
-
-PLANNERS: Mapping[str, Planner] = {"local": plan_local, "max": plan_max}
+LEVELS = ("max", "local")
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to fold: the level, and whether initializers that are graph inputs are constants."""
+    """How to fold.
 
-    level: str = "local"
+    Attributes:
+        level: ``"max"`` solves for the units of all tensors, ``"local"`` folds between direct
+            neighbours.
+        trust_initializers: Whether initializers that are also graph inputs are constants.
+        unshare_bytes: How many bytes of weights that several operators share may be stored again.
+    """
+
+    level: str = "max"
     trust_initializers: bool = False
+    unshare_bytes: int = 0
 
     def __post_init__(self) -> None:
-        if self.level not in PLANNERS:
-            known = ", ".join(PLANNERS)
+        if self.level not in LEVELS:
+            known = ", ".join(LEVELS)
             raise UsageError(f"there is no level '{self.level}'", todo=f"choose one of: {known}")
+
+    def plan(self, graph: ChannelGraph, refused: Mapping[int, Kept]) -> Plan:
+        """Decide every affine step of ``graph``."""
+        if self.level == "local":
+            return plan_local(graph, refused)
+        return plan_max(graph, refused, unshare_bytes=self.unshare_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +90,7 @@ def plan_model(
         )
     except InvalidModelError as error:
         raise error.at(source) from error
-    plan = PLANNERS[options.level](described.graph, refused)
+    plan = options.plan(described.graph, refused)
     return Planned(described, plan, size_of(model))
 
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+import numpy as np
+
 from bnfold.affine import AffineMap
 from bnfold.channel_graph import ValueId
 
@@ -119,11 +121,18 @@ class Units:
     """A value is stored as ``u`` where ``v = map(u)``; the map's channels lie on ``axes``.
 
     Along several axes they are in row-major order. ``map`` is not finite on channels that nobody
-    reads back.
+    reads back, or whose units are not kept track of.
     """
 
     axes: tuple[int, ...]
     map: AffineMap
+
+    def inside(self, axes: tuple[int, ...], taken: AffineMap) -> Units:
+        """What is stored is stored once more in other units: first ``taken``, then these."""
+        if self.axes == axes or 1 in (self.map.channels, taken.channels):
+            return Units(axes if taken.channels > 1 else self.axes, self.map.after(taken))
+        unknown = AffineMap.of([np.nan], [np.nan])
+        return Units((), unknown)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from bnfold.channel_graph import Affine, Linear, ValueId
 from bnfold.passes.draft import Draft
-from bnfold.passes.guards import Refusal, anchored, output_refusal, read_by_others
+from bnfold.passes.guards import Refusal, anchored, output_refusal, read_by_others, undone
 from bnfold.planning import How, Reason, Stored
 
 
@@ -31,6 +31,8 @@ def fold_backward(draft: Draft, index: int, step: Affine) -> Refusal | None:
     if refusal := output_refusal(step, taken, linear):
         return refusal
     draft.absorb_output(producer, taken)
+    for value in between[1:]:
+        draft.restore(value, step.axis, undone(taken))
     draft.vanish(index, How.BACKWARD, (producer,), Stored.AFTER)
     return None
 

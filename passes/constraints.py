@@ -13,6 +13,7 @@ stays what it is: a scale keeps shift_out = a shift_in, a shift keeps scale_out 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Container
 from dataclasses import dataclass, field
 from math import prod
 
@@ -96,7 +97,7 @@ class Constraints:
 
     Args:
         draft: The graph, with what is decided so far.
-        strict: Let no operator gain an Add for its bias.
+        barred: Operators that may not gain an Add for their bias.
         rigid: Steps that have to stay as they are.
         cloned: Weights, by storage, that each of their readers may have for itself.
     """
@@ -105,12 +106,12 @@ class Constraints:
         self,
         draft: Draft,
         *,
-        strict: bool = False,
+        barred: Container[int] = frozenset(),
         rigid: frozenset[int] = frozenset(),
         cloned: frozenset[str] = frozenset(),
     ) -> None:
         self.draft = draft
-        self._strict, self._rigid, self._cloned = strict, rigid, cloned
+        self._barred, self._rigid, self._cloned = barred, rigid, cloned
         self.numbering = Numbering(draft)
         self.candidates: list[Candidate] = []
         self.scale_fences: list[tuple[Ids, Fence]] = []
@@ -189,7 +190,7 @@ class Constraints:
             self._shared[linear.weight.storage].append(index)
         if linear.bias is Bias.OPERATOR and not self.draft.has_bias(index):
             self.bare.append(index)
-            if self._strict:
+            if index in self._barred:
                 fence = Fence(Reason.EXTRA_OPERATOR, (linear.name,))
                 self._fence_shift(data, fence)
                 self._fence_shift(output, fence)

@@ -22,7 +22,7 @@ from bnfold.channel_graph import (
     Tie,
     ValueId,
 )
-from bnfold.planning import Absorption, Fold, How, Kept, Stored
+from bnfold.planning import Absorption, Fold, How, Kept, Stored, Units
 
 
 class Draft:
@@ -40,6 +40,7 @@ class Draft:
         self.anchors: dict[ValueId, Anchor] = dict(graph.anchors)
         self.folds: dict[int, Fold] = {}
         self.absorptions: dict[int, Absorption] = {}
+        self.restored: dict[ValueId, Units] = {}
         self._alias: dict[ValueId, ValueId] = {}
         self._holds: dict[ValueId, ValueId] = {}
         self._inputs = [list(operator.inputs) for operator in graph.operators]
@@ -163,6 +164,12 @@ class Draft:
         """What step ``index``, a scalar until now, took over lies on ``axis``."""
         old = self.absorptions.get(index, Absorption())
         self.absorptions[index] = Absorption(old.input, old.output, axis)
+
+    def restore(self, value: ValueId, axis: int | None, taken: AffineMap) -> None:
+        """``value`` is stored as ``u`` from now on; what it held until now is ``taken(u)``."""
+        held, old = self.holds(value), self.restored.get(self.holds(value))
+        axes = () if axis is None else (axis,)
+        self.restored[held] = Units(axes, taken) if old is None else old.inside(axes, taken)
 
     def vanish(self, step: int, how: How, into: tuple[int, ...], stored: Stored) -> None:
         """Step ``step`` is gone: the tensors before and after it are one."""

@@ -30,6 +30,8 @@ def fold_forward(draft: Draft, index: int, step: Affine) -> Refusal | None:
         return refusal
     for reader in linears:
         draft.absorb_input(reader, taken)
+    for value in values[1:]:
+        draft.restore(value, step.axis, taken)
     draft.vanish(index, How.FORWARD, tuple(linears), Stored.BEFORE)
     return None
 

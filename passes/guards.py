@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from bnfold.affine import AffineMap
 from bnfold.channel_graph import Affine, Anchor, Bias, Linear, ValueId
 from bnfold.passes.draft import Draft
@@ -106,3 +108,9 @@ def input_refusal(step: Affine, taken: AffineMap, linear: Linear) -> Refusal | N
     if linear.bias is Bias.DYNAMIC:
         return Refusal(Reason.BIAS_NOT_CONSTANT, (linear.name,))
     return None
+
+
+def undone(taken: AffineMap) -> AffineMap:
+    """The map that undoes ``taken``; not finite where nothing does."""
+    with np.errstate(all="ignore"):
+        return AffineMap(1 / taken.scale, -taken.shift / taken.scale)

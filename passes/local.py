@@ -34,19 +34,26 @@ def plan_local(graph: ChannelGraph, refused: Mapping[int, Kept] | None = None) -
     draft = Draft(graph, refused or {})
     refusals = fold_neighbours(draft)
     kept = kept_steps(draft, {index: r.kept(index) for index, r in refusals.items()})
-    return Plan("local", (*draft.folds.values(), *evaluated(draft)), kept, draft.absorptions)
+    folds = (*draft.folds.values(), *evaluated(draft))
+    return Plan("local", folds, kept, draft.absorptions, draft.restored)
 
 
-def fold_neighbours(draft: Draft) -> dict[int, Refusal]:
-    """Make every fold between direct neighbours; returns why the other steps stay."""
+def fold_neighbours(draft: Draft, *, joining: bool = True) -> dict[int, Refusal]:
+    """Make the folds between direct neighbours; returns why the other steps stay.
+
+    Args:
+        draft: The graph; the folds are entered.
+        joining: Whether steps merge with each other too, and identities vanish. Such a step could
+            have stayed to hold what others leave, which is for a planner that sees further.
+    """
     refusals: dict[int, Refusal] = {}
     changed = True
     while changed:
         changed = False
         for index, step in list(draft.steps()):
             if draft.is_open(index):
-                changed |= _fold(draft, index, step, refusals)
-        for index, step in list(draft.steps()):
+                changed |= _fold(draft, index, step, refusals, joining)
+        for index, step in list(draft.steps()) if joining else ():
             if draft.is_open(index):
                 changed |= merge_with_next(draft, index, step)
     return refusals
@@ -61,14 +68,16 @@ def evaluated(draft: Draft) -> tuple[Fold, ...]:
     )
 
 
-def _fold(draft: Draft, index: int, step: Affine, refusals: dict[int, Refusal]) -> bool:
+def _fold(
+    draft: Draft, index: int, step: Affine, refusals: dict[int, Refusal], joining: bool
+) -> bool:
     """Try the ways a step can vanish; remember the most telling refusal."""
     taken = draft.step_map(index)
     if not taken.finite:
         channel = int(np.argmin(np.isfinite(taken.scale) & np.isfinite(taken.shift)))
         refusals[index] = Refusal(Reason.RANGE, (step.name,), f"channel {channel} is not finite")
         return False
-    if is_identity(taken):
+    if joining and is_identity(taken):
         refusal = drop_identity(draft, index)
         if refusal is not None:
             refusals[index] = refusal

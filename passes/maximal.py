@@ -7,7 +7,8 @@ can reach are solved for together.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +21,7 @@ from bnfold.passes.constraints import Candidate, Constraints
 from bnfold.passes.draft import Draft
 from bnfold.passes.local import evaluated, fold_neighbours, kept_steps
 from bnfold.passes.potentials import Ids
-from bnfold.passes.search import Found, search
+from bnfold.passes.search import Found, Regions, search
 from bnfold.passes.solution import Solution
 from bnfold.passes.witness import explain
 from bnfold.planning import How, Kept, Plan, Stored, Units
@@ -41,8 +42,8 @@ def plan_max(
         A plan in which every affine step is folded or kept with a reason.
     """
     draft = Draft(graph, refused or {})
-    why = {index: r.kept(index) for index, r in fold_neighbours(draft).items()}
-    units: Mapping[int, Units] = {}
+    why = {index: r.kept(index) for index, r in fold_neighbours(draft, joining=False).items()}
+    units: Mapping[int, Units] = draft.restored
     if any(True for _ in draft.steps()):
         outcome = _solve(draft, _to_clone(graph, unshare_bytes))
         why |= explain(outcome.channels.constraints, outcome.found, why)
@@ -74,7 +75,6 @@ def _to_clone(graph: ChannelGraph, budget: int) -> frozenset[str]:
 class _Outcome:
     channels: Channels
     found: Found
-    left: int
 
     @property
     def vanished(self) -> tuple[Candidate, ...]:
@@ -82,34 +82,85 @@ class _Outcome:
 
 
 def _solve(draft: Draft, cloned: frozenset[str]) -> _Outcome:
-    """The better of two: operators without a bias may gain an Add for one, or may not.
+    """The best choice in which no operator gains an Add that is not paid for.
 
-    Each Add has to be paid for by a step that vanishes and that did as much.
+    Group by group: the steps that vanish have to do as much as the Adds, and to be worth them.
     """
-    loose = _attempt(draft, cloned, strict=False)
+    loose = _attempt(draft, cloned)
     adds = _adds(loose)
     if not adds:
         return loose
-    paid = _paid(loose, adds)
-    strict = _attempt(draft, cloned, strict=True)
-    made = sum(_bytes_of(loose, index) for index in adds)
-    return loose if paid and loose.left + made <= strict.left else strict
+    bare = frozenset(loose.channels.constraints.bare)
+    strict = _attempt(draft, cloned, bare)
+    groups = _Accounts(loose, strict, adds)
+    barred = frozenset(index for index in bare if not groups.even(index))
+    if not barred:
+        return loose
+    mixed = _attempt(draft, cloned, barred) if barred != bare else strict
+    return mixed if _Accounts(mixed, strict, _adds(mixed)).all_even() else strict
 
 
-def _attempt(draft: Draft, cloned: frozenset[str], *, strict: bool) -> _Outcome:
+class _Accounts:
+    """What each group of steps saves, and what its Adds cost."""
+
+    def __init__(self, outcome: _Outcome, strict: _Outcome, adds: Sequence[int]) -> None:
+        constraints = outcome.channels.constraints
+        classes = outcome.found.solution.classes
+        self._outcome = outcome
+        self._regions = Regions.of(classes, classes.bonds)
+        gone = {c.step for c in outcome.vanished}
+        before = {c.step for c in strict.vanished}
+        self.saved: Counter[int] = Counter()
+        self.purses: dict[int, list[int]] = {}
+        for bond, region in zip(classes.bonds, self._regions.steps, strict=True):
+            step = bond.candidate
+            self.saved[int(region)] += step.cost * ((step.step in gone) - (step.step in before))
+            if step.step in gone and _does_both(constraints.draft, step):
+                self.purses.setdefault(int(region), []).append(step.cost)
+        self.prices: dict[int, list[int]] = {}
+        for index in adds:
+            self.prices.setdefault(self._region(index), []).append(_bytes_of(outcome, index))
+
+    def _region(self, index: int) -> int:
+        """The group that an operator's channels are in."""
+        channels = self._outcome.channels
+        constraints = channels.constraints
+        for numbers in (constraints.writes.get(index), constraints.reads.get(index)):
+            shifts = channels.shift[numbers] if numbers is not None else np.zeros(0, np.int64)
+            if shifts.any():
+                return int(self._regions.shifts[shifts[shifts != 0][0]])
+        return -1
+
+    def even(self, index: int) -> bool:
+        """Whether the group around operator ``index`` pays for its Adds."""
+        return self._pays(self._region(index))
+
+    def all_even(self) -> bool:
+        """Whether all groups do."""
+        return all(self._pays(region) for region in self.prices)
+
+    def _pays(self, region: int) -> bool:
+        prices = sorted(self.prices.get(region, ()), reverse=True)
+        purses = sorted(self.purses.get(region, ()), reverse=True)
+        enough = all(purse >= price for purse, price in zip(purses, prices, strict=False))
+        worth = not prices or self.saved[region] >= sum(prices)
+        return len(purses) >= len(prices) and enough and worth
+
+
+def _attempt(
+    draft: Draft, cloned: frozenset[str], barred: frozenset[int] = frozenset()
+) -> _Outcome:
     """Solve; steps that can only stay as they are, and stay, are then taken to be fixed."""
     rigid: frozenset[int] = frozenset()
     while True:
-        constraints = Constraints(draft, strict=strict, rigid=rigid, cloned=cloned)
+        constraints = Constraints(draft, barred=barred, rigid=rigid, cloned=cloned)
         channels = Channels.of(constraints)
         found = search(channels.classes())
         gone = {bond.candidate.step for bond in found.solution.vanished}
         stay = [c for c in constraints.candidates if c.step not in gone]
         fixed = {c.step for c in stay if _inexpressible(draft, c.step)}
         if not fixed:
-            left = sum(c.cost for c in stay)
-            left += sum(constraints.cost_of(step) for step in rigid)
-            return _Outcome(channels, found, left)
+            return _Outcome(channels, found)
         rigid |= fixed
 
 
@@ -134,15 +185,6 @@ def _adds(outcome: _Outcome) -> list[int]:
         if before or (writes is not None and units.plus[writes].any()):
             gained.append(index)
     return gained
-
-
-def _paid(outcome: _Outcome, adds: Iterable[int]) -> bool:
-    """Whether for each Add a step vanishes that did a scale and a shift on as many bytes."""
-    draft = outcome.channels.constraints.draft
-    purses = sorted((c.cost for c in outcome.vanished if _does_both(draft, c)), reverse=True)
-    prices = sorted((_bytes_of(outcome, index) for index in adds), reverse=True)
-    enough = all(purse >= price for purse, price in zip(purses, prices, strict=False))
-    return len(purses) >= len(prices) and enough
 
 
 def _does_both(draft: Draft, candidate: Candidate) -> bool:
@@ -172,9 +214,9 @@ class _Writer:
 
     def write(self) -> Mapping[int, Units]:
         """Enter everything; returns the values that are stored in other units."""
-        if not self.gone:
-            return {}
         stored = self._stored()
+        if not self.gone:
+            return stored
         for index, numbers in self.constraints.reads.items():
             if index not in self.gone and isinstance(self.draft.operator(index), Linear):
                 taken = AffineMap(self.units.scale[numbers], self.units.shift[numbers])
@@ -259,11 +301,14 @@ class _Writer:
     # ---- units ----
 
     def _stored(self) -> dict[int, Units]:
+        """All values that are in other units, those of folds between neighbours too."""
         numbering = self.constraints.numbering
-        found = {}
+        found = dict(self.draft.restored)
         for value, axes in numbering.axes.items():
             numbers = numbering.of(value).ravel()
             taken = AffineMap(self.units.scale[numbers], self.units.shift[numbers])
             if not taken.is_identity:
-                found[self.draft.holds(value)] = Units(axes, taken)
+                held = self.draft.holds(value)
+                units = Units(axes, taken)
+                found[held] = units if held not in found else found[held].inside(axes, taken)
         return found

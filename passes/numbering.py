@@ -194,7 +194,8 @@ class Numbering:
 
         Somebody on this side of operator ``index``: who is beyond it has been asked already.
         """
-        used = (self._useful.get((value, axis), set()) for axis in axes)
+        long = [axis for axis in axes if self._size(value, axis) != 1]
+        used = (self._useful.get((value, axis), set()) for axis in long)
         return self._sized(value, axes) and any(beyond - {index} for beyond in used)
 
     def _size(self, value: ValueId, axis: int) -> int | None:

@@ -19,6 +19,7 @@ Ids = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 TOLERANCE = 2.0**-40  # what sums and products of float64 along a path may be off
+_NOISE = 2.0**-48  # of its terms, what a sum that is 0 may be off
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,7 +105,7 @@ class Potentials:
         with np.errstate(all="ignore"):
             # Between roots: slope_q x_rq + offset_q = a (slope_p x_rp + offset_p) + b
             slope = edges.slope * self.slope[p] / self.slope[q]
-            offset = edges.slope * self.offset[p] + edges.offset - self.offset[q]
+            offset = _total(edges.slope * self.offset[p], edges.offset, -self.offset[q])
             offset = offset / self.slope[q]
             root, slopes, offsets = _contract(nodes.size, first, second, slope, offset)
         known = self.known if nodes.size and nodes[0] == 0 else None
@@ -141,7 +142,10 @@ class Potentials:
         offset[merge.nodes] = merge.offset
         was = self.root
         return Potentials(
-            root[was], self.slope * slope[was], self.slope * offset[was] + self.offset, self.known
+            root[was],
+            self.slope * slope[was],
+            _total(self.slope * offset[was], self.offset),
+            self.known,
         )
 
     def joined(self, edges: Edges) -> tuple[Potentials | None, Mask]:
@@ -171,6 +175,14 @@ class Potentials:
         return Edges.of(np.zeros_like(roots), roots, 1.0, (rest[meets] / slope[meets])[first])
 
 
+def _total(*terms: F64) -> F64:
+    """The sum of ``terms``; 0 where nothing but rounding is left of them."""
+    total = np.asarray(sum(terms))
+    noise = np.abs(total) <= _NOISE * sum(np.abs(term) for term in terms)
+    result: F64 = np.where(noise, 0.0, total)
+    return result
+
+
 def _differ(left: F64, right: F64, terms: F64 | float) -> Mask:
     size = np.maximum(np.maximum(np.abs(left), np.abs(right)), terms)
     result: Mask = ~(np.abs(left - right) <= TOLERANCE * size)
@@ -193,7 +205,7 @@ def _contract(count: int, p: Ids, q: Ids, slope: F64, offset: F64) -> tuple[Ids,
         slope, offset = slope[open_], offset[open_]
         # x_rq = k x_rp + m
         k = slope * slopes[p] / slopes[q]
-        m = (slope * offsets[p] + offset - offsets[q]) / slopes[q]
+        m = _total(slope * offsets[p], offset, -offsets[q]) / slopes[q]
         down = rp < rq
         high, low = np.where(down, rq, rp), np.where(down, rp, rq)
         high, chosen = np.unique(high, return_index=True)
@@ -209,6 +221,6 @@ def _flatten(root: Ids, slopes: F64, offsets: F64) -> None:
         above = root[root]
         if np.array_equal(above, root):
             return
-        offsets += slopes * offsets[root]
+        offsets[:] = _total(offsets, slopes * offsets[root])
         slopes *= slopes[root]
         root[:] = above

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bnfold.passes.classes import Bond, Classes
-from bnfold.passes.potentials import Edges, Potentials
+from bnfold.passes.potentials import Edges, Ids, Potentials
 from bnfold.passes.solution import Conflict, Solution
 
 _EXACT = 12  # steps of a group that is searched to the end
@@ -58,24 +58,37 @@ def _order(step: Bond) -> tuple[bool, int, int]:
 
 
 def _groups(classes: Classes, steps: Sequence[Bond]) -> list[list[Bond]]:
-    """Steps that depend on each other: they share a class, directly or through others or a sum.
-
-    Scale classes, shift classes and steps are numbered one behind the other.
-    """
-    first = classes.scales
-    count = first + classes.shifts
-    parts = list(_summed(classes, first))
-    for at, step in enumerate(steps, start=count):
-        scales = np.concatenate([step.scale.source, step.scale.target, step.x, step.y])
-        shifts = np.concatenate([step.shift.source, step.shift.target, step.y_shift])
-        met = np.concatenate([scales[scales != 0], first + shifts[shifts != 0]])
-        parts.append(Edges.of(met, np.full_like(met, at)))
-    found = Potentials.free(count + len(steps), 0.0)
-    found = found.after(found.merge(Edges.joined(parts)))
+    """Steps that depend on each other; each group in order."""
     groups: dict[int, list[Bond]] = {}
-    for at, step in enumerate(steps, start=count):
-        groups.setdefault(int(found.root[at]), []).append(step)
+    for step, region in zip(steps, Regions.of(classes, steps).steps, strict=True):
+        groups.setdefault(int(region), []).append(step)
     return list(groups.values())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Regions:
+    """What depends on each other: by shift class and by step, a number that is theirs in common."""
+
+    shifts: Ids
+    steps: Ids
+
+    @classmethod
+    def of(cls, classes: Classes, steps: Sequence[Bond]) -> Regions:
+        """Steps share a class, directly or through others or a sum.
+
+        Scale classes, shift classes and steps are numbered one behind the other.
+        """
+        first = classes.scales
+        count = first + classes.shifts
+        parts = list(_summed(classes, first))
+        for at, step in enumerate(steps, start=count):
+            scales = np.concatenate([step.scale.source, step.scale.target, step.x, step.y])
+            shifts = np.concatenate([step.shift.source, step.shift.target, step.y_shift])
+            met = np.concatenate([scales[scales != 0], first + shifts[shifts != 0]])
+            parts.append(Edges.of(met, np.full_like(met, at)))
+        found = Potentials.free(count + len(steps), 0.0)
+        root = found.after(found.merge(Edges.joined(parts))).root
+        return cls(root[first:count], root[count:])
 
 
 def _summed(classes: Classes, start: int) -> Iterator[Edges]:

@@ -9,9 +9,10 @@ has three or more is solved as a small linear system.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bnfold.passes.constraints import Sums
 from bnfold.passes.potentials import F64, TOLERANCE, Edges, Ids, Mask, Potentials
@@ -153,16 +154,17 @@ def _dense(system: _Rows) -> Edges | None:
     values = np.zeros(unknowns.size)
     if system.constant.any():
         part, row, column = _parts(local, unknowns)
-        shape = (int(part.max()) + 1, int(row.max()) + 1, int(column.max()) + 1)
-        if prod(shape) > _LARGEST:
+        parts, height, width = (int(ids.max()) + 1 for ids in (part, row, column))
+        if parts * height * width > _LARGEST:
             return None
-        matrix, right = np.zeros(shape), np.zeros((*shape[:2], 1))
+        matrix: NDArray[Any] = np.zeros((parts, height, width))
+        right: NDArray[Any] = np.zeros((parts, height, 1))
         right[part, row, 0] = -system.constant
         for k in range(local.shape[1]):
             there = system.unknowns[:, k] > 0
             at = (part[there], row[there], column[local[there, k]])
             np.add.at(matrix, at, system.factors[there, k])
-        found = np.linalg.pinv(matrix) @ right
+        found: NDArray[Any] = np.linalg.pinv(matrix) @ right
         owner = np.zeros(unknowns.size, np.int64)
         owner[local.ravel()] = np.repeat(part, local.shape[1])
         values = found[owner, column, 0]

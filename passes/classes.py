@@ -1,0 +1,181 @@
+"""Channels that no choice can set apart, taken together: what a search over steps works on.
+
+Everything that the constraints make equal is one class, numbered from 0; class 0 is what is known.
+A part of the classes can be cut out and searched by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from bnfold.passes.constraints import Candidate, Constraints, Sums
+from bnfold.passes.potentials import F64, Edges, Ids, Mask, Potentials
+
+# How far, in powers of 2, the scales of one class may lie apart.
+_SPREAD = {"FLOAT": 64.0, "BFLOAT16": 64.0, "DOUBLE": 512.0, "FLOAT16": 16.0}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bond:
+    """A step as equations between classes, on the channels that can be solved for either side.
+
+    ``at`` are those channels. ``x``, ``y`` and ``y_shift`` are the scale classes of the awkward
+    channels before and after the step, and the shift classes after it.
+    """
+
+    candidate: Candidate
+    at: Ids
+    scale: Edges
+    shift: Edges
+    awkward: Ids
+    x: Ids
+    y: Ids
+    y_shift: Ids
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Classes:
+    """All classes of a graph, or some of them.
+
+    Attributes:
+        bonds: The steps that may vanish.
+        scales: How many classes of scales there are.
+        shifts: How many classes of shifts.
+        sums: The equations between shift classes.
+        sign: By scale class: 1 where it has to be positive.
+        limit: How far, in powers of 2, scales that join it may lie apart.
+        leaf_x: Whether one step alone reads it, and it is otherwise free.
+        leaf_y: Whether one step alone writes it, and it is otherwise free.
+    """
+
+    bonds: tuple[Bond, ...]
+    scales: int
+    shifts: int
+    sums: Sums
+    sign: F64
+    limit: F64
+    leaf_x: Mask
+    leaf_y: Mask
+
+    def part(self, bonds: Sequence[Bond]) -> Classes:
+        """The classes that ``bonds`` touch, and the sums that these are in."""
+        scale = _touched([b.scale for b in bonds], [b.x for b in bonds], [b.y for b in bonds])
+        shift = _touched([b.shift for b in bonds], [b.y_shift for b in bonds])
+        rows = np.isin(self.sums.numbers, shift[1:]).any(axis=1)
+        shift = np.union1d(shift, self.sums.numbers[rows])
+        shift = shift[shift >= 0]
+        cut = tuple(
+            replace(
+                b, scale=_renumbered(b.scale, scale), shift=_renumbered(b.shift, shift),
+                x=np.searchsorted(scale, b.x), y=np.searchsorted(scale, b.y),
+                y_shift=np.searchsorted(shift, b.y_shift),
+            ) for b in bonds
+        )  # fmt: skip
+        numbers = self.sums.numbers[rows]
+        numbers = np.where(numbers >= 0, np.searchsorted(shift, numbers), -1)
+        sums = Sums(
+            numbers, self.sums.factors[rows], self.sums.constant[rows], self.sums.owner[rows]
+        )
+        return Classes(
+            cut, scale.size, shift.size, sums, self.sign[scale], self.limit[scale],
+            self.leaf_x[scale], self.leaf_y[scale],
+        )  # fmt: skip
+
+
+def _touched(edges: Sequence[Edges], *others: Sequence[Ids]) -> Ids:
+    ends = [side for e in edges for side in (e.source, e.target)]
+    every = [np.zeros(1, np.int64), *ends, *(ids for group in others for ids in group)]
+    return np.unique(np.concatenate(every))
+
+
+def _renumbered(edges: Edges, kept: Ids) -> Edges:
+    source, target = (np.searchsorted(kept, ids) for ids in (edges.source, edges.target))
+    return replace(edges, source=source, target=target)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Channels:
+    """In which class each channel is, and where in it: what leads from classes back to channels.
+
+    The scale of a channel is that of its class; its shift is ``slope`` times the shift of its
+    class plus ``offset``.
+    """
+
+    constraints: Constraints
+    scale: Ids
+    shift: Ids
+    slope: F64
+    offset: F64
+
+    @classmethod
+    def of(cls, constraints: Constraints) -> Channels:
+        """The classes that ``constraints`` make."""
+        count = constraints.numbering.count
+        scale, shift = Potentials.free(count, 1.0), Potentials.free(count, 0.0)
+        scale = scale.after(scale.merge(constraints.scale))
+        shift = shift.joined(constraints.shift)[0] or shift
+        return cls(
+            constraints, np.unique(scale.root, return_inverse=True)[1],
+            np.unique(shift.root, return_inverse=True)[1], shift.slope, shift.offset,
+        )  # fmt: skip
+
+    def classes(self) -> Classes:
+        """All classes."""
+        constraints = self.constraints
+        scales, shifts = int(self.scale.max()) + 1, int(self.shift.max()) + 1
+        sign = np.zeros(scales)
+        sign[0] = 1
+        for numbers, _ in constraints.positive:
+            sign[self.scale[numbers]] = 1
+        leaf_x, leaf_y = self._leaves(scales)
+        bonds = tuple(self._bond(candidate) for candidate in constraints.candidates)
+        return Classes(
+            bonds, scales, shifts, self._sums(constraints.sums), sign, self._limits(scales),
+            leaf_x, leaf_y,
+        )  # fmt: skip
+
+    def _bond(self, step: Candidate) -> Bond:
+        (at,), (awkward,) = np.nonzero(~step.awkward), np.nonzero(step.awkward)
+        x, y, a, b = step.x[at], step.y[at], step.a[at], step.b[at]
+        # slope_y t_ry + offset_y = a (slope_x t_rx + offset_x) + b
+        slope = a * self.slope[x] / self.slope[y]
+        offset = (a * self.offset[x] + b - self.offset[y]) / self.slope[y]
+        return Bond(
+            step, at, Edges.of(self.scale[x], self.scale[y], a, 0.0, step.step),
+            Edges.of(self.shift[x], self.shift[y], slope, offset, step.step), awkward,
+            self.scale[step.x[awkward]], self.scale[step.y[awkward]], self.shift[step.y[awkward]],
+        )  # fmt: skip
+
+    def _sums(self, sums: Sums) -> Sums:
+        there = sums.numbers >= 0
+        safe = np.where(there, sums.numbers, 0)
+        numbers = np.where(there, self.shift[safe], -1)
+        offsets = np.where(there, sums.factors * self.offset[safe], 0.0)
+        constant = sums.constant + offsets.sum(axis=1)
+        return Sums(numbers, sums.factors * self.slope[safe], constant, sums.owner)
+
+    def _leaves(self, count: int) -> tuple[Mask, Mask]:
+        """Classes that only one step reads, and classes that only one step writes."""
+        reads, writes = np.zeros(count, np.int64), np.zeros(count, np.int64)
+        for table, sides in (
+            (reads, self.constraints.reads), (writes, self.constraints.writes),
+        ):  # fmt: skip
+            for numbers in sides.values():
+                np.add.at(table, self.scale[numbers], 1)
+        stiff = np.zeros(count, bool)
+        stiff[0] = True
+        stiff[self.scale[self.constraints.stiff]] = True
+        return (reads == 1) & ~stiff, (writes == 1) & ~stiff
+
+    def _limits(self, count: int) -> F64:
+        limit = np.full(count, _SPREAD["DOUBLE"])
+        numbering = self.constraints.numbering
+        for value in numbering.values:
+            dtype = self.constraints.draft.values[value].dtype
+            most = _SPREAD.get(dtype, _SPREAD["FLOAT16"])
+            if most < _SPREAD["DOUBLE"]:
+                np.minimum.at(limit, self.scale[numbering.of(value).ravel()], most)
+        return limit
