@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from bnfold.verify.check import CheckResult
 
 OnnxModel = onnx.ModelProto | ir.Model
+UNSHARE_BYTES = 64 << 20
+"""How many bytes of weights ``unshare=True`` may store again."""
 Progress = Callable[[str, float | None], None]
 
 
@@ -62,6 +64,7 @@ def fold(
     *,
     level: str = "max",
     trust_initializers: bool = False,
+    unshare: bool | int = False,
 ) -> FoldResult:
     """Fold every affine step that can be folded; the given model is left as it is.
 
@@ -71,6 +74,9 @@ def fold(
             direct neighbours.
         trust_initializers: Take initializers that are also graph inputs as constants (from IR
             version 4 on a caller may override them, so that by default they are not folded).
+        unshare: A weight that several operators read is scaled only where all of them agree. With
+            True each may get a weight of its own where that frees a fold, as long as no more than
+            `UNSHARE_BYTES` are stored again; a number is another such limit, in bytes.
 
     Returns:
         The folded model of the same kind (for a path, an ``onnx_ir.Model`` that holds its weights)
@@ -82,7 +88,7 @@ def fold(
             nothing (a negative or NaN variance, a wrong length).
         UsageError: There is no such level, or ``model`` is of a kind that is not supported.
     """
-    options = Options(level, trust_initializers)
+    options = _options(level, trust_initializers, unshare)
     source, given, inferred = _given(model)
     if isinstance(model, ir.Model):
         given = copy_of(model)
@@ -98,6 +104,7 @@ def explain(
     *,
     level: str = "max",
     trust_initializers: bool = False,
+    unshare: bool | int = False,
 ) -> Report:
     """Say of every affine step what `fold` would do with it and why; nothing is changed.
 
@@ -108,11 +115,12 @@ def explain(
         model: As for `fold`.
         level: As for `fold`.
         trust_initializers: As for `fold`.
+        unshare: As for `fold`.
 
     Raises:
         As `fold`.
     """
-    options = Options(level, trust_initializers)
+    options = _options(level, trust_initializers, unshare)
     source, given, inferred = _given(model)
     return plan_model(given, inferred, options, {}, source).report(source)
 
@@ -126,6 +134,7 @@ def optimize(
     level: str = "max",
     simplify: bool = False,
     trust_initializers: bool = False,
+    unshare: bool | int = False,
     samples: int = 8,
     seed: int = 0,
     inputs: Mapping[str, NDArray[Any]] | str | os.PathLike[str] | None = None,
@@ -144,6 +153,7 @@ def optimize(
         level: As for `fold`.
         simplify: Run onnxsim first (the extra ``bnfold[simplify]``).
         trust_initializers: As for `fold`.
+        unshare: As for `fold`.
         samples: How many input samples the check draws.
         seed: Of the drawn samples.
         inputs: Inputs to check on instead of drawn ones: arrays by name, or an ``.npz`` file.
@@ -156,7 +166,7 @@ def optimize(
         UsageError: ``target`` is ``source``, or an option is wrong.
         ProviderError: The check was asked for and onnxruntime or a provider is not there.
     """
-    options = Options(level, trust_initializers)
+    options = _options(level, trust_initializers, unshare)
     source, target = Path(source), Path(target)
     tell = on_progress or _silent
     with _simplified(source, target, simplify, tell) as start:
@@ -209,6 +219,10 @@ def check(
     tell = on_progress or _silent
     return _check(_readable(reference), _readable(candidate), providers, inputs, samples, seed,
                   None, tell)  # fmt: skip
+
+
+def _options(level: str, trust_initializers: bool, unshare: bool | int) -> Options:
+    return Options(level, trust_initializers, UNSHARE_BYTES if unshare is True else int(unshare))
 
 
 # ---- reading ----

@@ -75,12 +75,16 @@ _debug = click.option(
     help="Show the traceback of an error.",
 )  # fmt: skip
 _level = click.option(
-    "--level", type=click.Choice(["local"]), default="local", show_default=True,
+    "--level", type=click.Choice(["max", "local"]), default="max", show_default=True,
     help="How far folds may reach: local stays with direct neighbours.",
 )  # fmt: skip
 _trust = click.option(
     "--trust-initializers", is_flag=True,
     help="Take initializers that are also graph inputs as constants.",
+)  # fmt: skip
+_unshare = click.option(
+    "--unshare", metavar="BYTES", type=click.IntRange(min=0), default=0,
+    help="Let operators that share a weight have their own, up to so many bytes more.",
 )  # fmt: skip
 _report = click.option(
     "--report", metavar="FILE|-",
@@ -145,6 +149,7 @@ def main() -> None:
 @_level
 @click.option("--simplify", is_flag=True, help="Run onnxsim first (pip install bnfold[simplify]).")
 @_trust
+@_unshare
 @_report
 @_fail_on_kept
 @click.option("--quiet", is_flag=True, help="Print errors only.")
@@ -177,6 +182,7 @@ def optimize(
 @click.argument("model")
 @_level
 @_trust
+@_unshare
 @click.option("--json", "as_json", is_flag=True, help="The same as --report -.")
 @_report
 @_fail_on_kept

@@ -37,33 +37,115 @@ class Stored(Enum):
 class Reason(Enum):
     """Why a step stays: the closed list. Codes are stable; a code is never used again.
 
-    The text is one sentence with ``{witness}`` for the nodes that stand in the way.
+    The text is one sentence with ``{witness}`` for the nodes that stand in the way; ``hint`` is the
+    smallest change of the model that would free the step, as far as there is one.
     """
 
-    TRAINING_MODE = ("BNF001", "it normalises by the statistics of the batch (training mode)")
-    NOT_CONSTANT = ("BNF002", "its parameters are not constant: {witness} can change them")
-    WEIGHT_NOT_CONSTANT = ("BNF003", "the weight of {witness} is not a constant")
-    WEIGHT_TYPE = ("BNF004", "the weight of {witness} is stored in a type that can't be scaled")
-    SHARED_WEIGHT = ("BNF005", "the weight is also read by {witness}")
-    CHANNEL_AXIS = ("BNF006", "its channels are not shown to be the channels of {witness}")
-    OTHER_READER = ("BNF007", "the tensor next to it is also read by {witness}")
-    GRAPH_BOUNDARY = ("BNF008", "it stands on the boundary of the graph at {witness}")
-    CAPTURED = ("BNF009", "the tensor {witness} is captured by a subgraph")
-    ZERO_PADDING = ("BNF010", "its shift does not reach every output of {witness} alike")
-    BIAS_NOT_CONSTANT = ("BNF011", "the bias of {witness} is computed at run time")
-    EXTRA_OPERATOR = ("BNF012", "its shift would need an Add of its own after {witness}")
-    RANGE = ("BNF013", "the folded weight leaves the range of its type: {witness}")
-    NO_LINEAR_NEIGHBOUR = ("BNF014", "no constant weight is next to it, only {witness}")
-    SIGN = ("BNF015", "its scale is negative, and {witness} passes only positive ones")
-    ZERO_SCALE = ("BNF016", "its scale is 0 or next to 0, and {witness} would have to undo it")
-    SHIFT = ("BNF017", "its shift can't pass {witness}")
-    FENCED = ("BNF018", "on both sides of it tensors have to keep their units: {witness}")
-    OTHER_PATH = ("BNF019", "another path leads around it, through {witness}")
-    OTHER_STEP = ("BNF020", "one tensor can't take the units of this step and of {witness}")
+    TRAINING_MODE = (
+        "BNF001",
+        "it normalises by the statistics of the batch (training mode)",
+        "export the model in evaluation mode",
+    )
+    NOT_CONSTANT = (
+        "BNF002",
+        "its parameters are not constant: {witness} can change them",
+        "--trust-initializers takes initializers that are graph inputs as constants",
+    )
+    WEIGHT_NOT_CONSTANT = (
+        "BNF003",
+        "the weight of {witness} is not a constant",
+        "a constant weight in {witness} would take it",
+    )
+    WEIGHT_TYPE = (
+        "BNF004",
+        "the weight of {witness} is stored in a type that can't be scaled",
+        "folding before {witness} is quantised would free it",
+    )
+    SHARED_WEIGHT = (
+        "BNF005",
+        "the weight is also read by {witness}",
+        "a weight of its own would take it: --unshare",
+    )
+    CHANNEL_AXIS = (
+        "BNF006",
+        "its channels are not shown to be the channels of {witness}",
+        "stating the shapes of the model's inputs may show it",
+    )
+    OTHER_READER = (
+        "BNF007",
+        "the tensor next to it is also read by {witness}",
+        "level max looks beyond {witness}",
+    )
+    GRAPH_BOUNDARY = (
+        "BNF008",
+        "it stands on the boundary of the graph at {witness}",
+        "another tensor in the place of {witness} at the boundary would free it",
+    )
+    CAPTURED = (
+        "BNF009",
+        "the tensor {witness} is captured by a subgraph",
+        "inlining the subgraph that captures {witness} would free it",
+    )
+    ZERO_PADDING = (
+        "BNF010",
+        "its shift does not reach every output of {witness} alike",
+        "exporting {witness} with padding 0, or a reflect or edge Pad before it, would free it",
+    )
+    BIAS_NOT_CONSTANT = (
+        "BNF011",
+        "the bias of {witness} is computed at run time",
+        "a constant bias in {witness} would free it",
+    )
+    EXTRA_OPERATOR = (
+        "BNF012",
+        "its shift would need an Add of its own after {witness}",
+        "a bias in {witness}, of zeros if need be, would take it",
+    )
+    RANGE = (
+        "BNF013",
+        "the folded weight leaves the range of its type: {witness}",
+        "folding in a wider type and converting afterwards would free it",
+    )
+    NO_LINEAR_NEIGHBOUR = (
+        "BNF014",
+        "no constant weight is next to it, only {witness}",
+        "",
+    )
+    SIGN = (
+        "BNF015",
+        "its scale is negative, and {witness} passes only positive ones",
+        "a positive scale on that channel would pass {witness}",
+    )
+    ZERO_SCALE = (
+        "BNF016",
+        "its scale is 0 or next to 0, and {witness} would have to undo it",
+        "removing the dead channels would free it",
+    )
+    SHIFT = (
+        "BNF017",
+        "its shift can't pass {witness}",
+        "a step without a shift would pass {witness}",
+    )
+    FENCED = (
+        "BNF018",
+        "on both sides of it tensors have to keep their units: {witness}",
+        "",
+    )
+    OTHER_PATH = (
+        "BNF019",
+        "another path leads around it, through {witness}",
+        "a convolution on that path would take it",
+    )
+    OTHER_STEP = (
+        "BNF020",
+        "one tensor can't take the units of this step and of {witness}",
+        "",
+    )
 
-    def __init__(self, code: str, sentence: str) -> None:
+    def __init__(self, code: str, sentence: str, hint: str) -> None:
         self.code = code
         self.sentence = sentence
+        self.hint = hint
 
     @property
     def slug(self) -> str:
@@ -93,9 +175,17 @@ class Kept:
     @property
     def sentence(self) -> str:
         """The reason in one sentence, with its witness."""
-        names = ", ".join(self.witness) or "nothing"
-        text = self.reason.sentence.format(witness=names)
+        text = self.reason.sentence.format(witness=self._names)
         return f"{text} ({self.detail})" if self.detail else text
+
+    @property
+    def hint(self) -> str:
+        """The smallest change of the model that would free the step; empty where none is known."""
+        return self.reason.hint.format(witness=self._names)
+
+    @property
+    def _names(self) -> str:
+        return ", ".join(self.witness) or "nothing"
 
 
 @dataclass(frozen=True, slots=True)

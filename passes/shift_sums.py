@@ -150,7 +150,7 @@ class _Rows:
 def _dense(system: _Rows) -> Edges | None:
     """All remaining equations as linear systems, one a channel: values of the unknowns, or None."""
     unknowns, local = np.unique(system.unknowns, return_inverse=True)
-    local = local.reshape(system.unknowns.shape)
+    local = _shaped(local, system.unknowns)
     values = np.zeros(unknowns.size)
     if system.constant.any():
         part, row, column = _parts(local, unknowns)
@@ -164,10 +164,10 @@ def _dense(system: _Rows) -> Edges | None:
             there = system.unknowns[:, k] > 0
             at = (part[there], row[there], column[local[there, k]])
             np.add.at(matrix, at, system.factors[there, k])
-        found: NDArray[Any] = np.linalg.pinv(matrix) @ right
+        solved: NDArray[Any] = np.matmul(np.linalg.pinv(matrix), right)
         owner = np.zeros(unknowns.size, np.int64)
         owner[local.ravel()] = np.repeat(part, local.shape[1])
-        values = found[owner, column, 0]
+        values = solved[owner, column, 0]
     values[unknowns == 0] = 0
     terms = system.factors * values[local]
     off = np.abs(terms.sum(axis=1) + system.constant)
@@ -176,6 +176,10 @@ def _dense(system: _Rows) -> Edges | None:
     there = unknowns > 0
     roots = unknowns[there]
     return Edges.of(np.zeros_like(roots), roots, 1.0, values[there])
+
+
+def _shaped(ids: Ids, like: Ids) -> Ids:
+    return ids.reshape(like.shape)
 
 
 def _parts(local: Ids, unknowns: Ids) -> tuple[Ids, Ids, Ids]:

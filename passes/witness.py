@@ -1,19 +1,224 @@
-"""Why a step stays: what stands in its way, by name."""
+"""Why a step stays: the nodes that stand in its way, found by walking from it.
+
+scale   the nearest tensors in true units on both sides, or the path that leads around the step
+sign    the nearest operator that passes only positive scales
+shift   the nearest operator that passes no shift
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
-from bnfold.passes.constraints import Constraints
+import numpy as np
+
+from bnfold.channel_graph import Sum
+from bnfold.passes.classes import Bond
+from bnfold.passes.constraints import Constraints, Fence
+from bnfold.passes.potentials import Edges, Ids
 from bnfold.passes.search import Found
+from bnfold.passes.solution import Broken, Conflict, Solution
 from bnfold.planning import Kept, Reason
+
+# The reasons that somebody can do something about, the most telling first.
+_TELLING = (
+    Reason.WEIGHT_TYPE, Reason.WEIGHT_NOT_CONSTANT, Reason.SHARED_WEIGHT, Reason.CHANNEL_AXIS,
+    Reason.ZERO_PADDING, Reason.EXTRA_OPERATOR, Reason.BIAS_NOT_CONSTANT, Reason.SHIFT,
+    Reason.CAPTURED, Reason.GRAPH_BOUNDARY, Reason.NO_LINEAR_NEIGHBOUR,
+)  # fmt: skip
+_FIXES_SCALE = frozenset(_TELLING[:4])
+_NAMED = 3  # nodes of a path that are worth naming
 
 
 def explain(constraints: Constraints, found: Found, local: Mapping[int, Kept]) -> dict[int, Kept]:
-    """The verdict on every step that did not vanish."""
+    """The verdict on every step that did not vanish.
+
+    Args:
+        constraints: What was solved.
+        found: The solution, and what each of the other steps would break.
+        local: Why they do not fold into direct neighbours; for steps that were not tried.
+    """
     gone = {bond.candidate.step for bond in found.solution.vanished}
-    return {
-        c.step: local.get(c.step, Kept(c.step, Reason.FENCED, ("?",)))
-        for c in constraints.candidates
-        if c.step not in gone
-    }
+    why = _Why(constraints, found)
+    verdicts = {}
+    for bond in found.solution.classes.bonds:
+        step = bond.candidate.step
+        if step not in gone:
+            conflict = found.conflicts.get(step)
+            verdicts[step] = local[step] if conflict is None else why.kept(bond, conflict)
+    return verdicts
+
+
+@dataclass(frozen=True, slots=True)
+class _Met:
+    """What a walk came to: a fence, or the other side of the step; and the operators on the way."""
+
+    fence: Fence | None
+    passed: tuple[int, ...]
+
+
+class _Walk:
+    """Walks between channels that are tied, until one stands at a fence.
+
+    Args:
+        edges: What ties them; those of unknown 0 are left out.
+        fences: Channels, and why they are what they are.
+        count: How many channels there are.
+    """
+
+    def __init__(self, edges: Edges, fences: Iterable[tuple[Ids, Fence]], count: int) -> None:
+        inner = (edges.source != 0) & (edges.target != 0)
+        ends = np.concatenate([edges.source[inner], edges.target[inner]])
+        others = np.concatenate([edges.target[inner], edges.source[inner]])
+        owners = np.concatenate([edges.owner[inner], edges.owner[inner]])
+        order = np.argsort(ends, kind="stable")
+        self._next, self._owner = others[order], owners[order]
+        self._start = np.searchsorted(ends[order], np.arange(count + 1))
+        self._fence: dict[int, Fence] = {}
+        for numbers, fence in fences:
+            for number in numbers.tolist():
+                old = self._fence.get(number)
+                if old is None or _rank(fence) < _rank(old):
+                    self._fence[number] = fence
+
+    def to_fence(self, start: int, but: int, goal: int = -1) -> _Met | None:
+        """The nearest fence from ``start``, or channel ``goal``, not through operator ``but``."""
+        came: dict[int, tuple[int, int]] = {start: (-1, -1)}
+        queue = [start]
+        for here in queue:
+            if here == goal or here in self._fence:
+                return _Met(None if here == goal else self._fence[here], _passed(came, here))
+            for k in range(self._start[here], self._start[here + 1]):
+                there, owner = int(self._next[k]), int(self._owner[k])
+                if owner != but and there not in came:
+                    came[there] = (here, owner)
+                    queue.append(there)
+        return None
+
+
+def _passed(came: Mapping[int, tuple[int, int]], end: int) -> tuple[int, ...]:
+    owners = []
+    while came[end][0] >= 0:
+        end, owner = came[end]
+        owners.append(owner)
+    return tuple(dict.fromkeys(reversed(owners)))
+
+
+def _rank(fence: Fence) -> int:
+    return _TELLING.index(fence.reason)
+
+
+class _Why:
+    def __init__(self, constraints: Constraints, found: Found) -> None:
+        self.constraints, self.found = constraints, found
+        self.draft = constraints.draft
+        self.start = Solution.of(found.solution.classes)
+        vanished = [bond.candidate for bond in found.solution.vanished]
+        folded = [Edges.of(c.x, c.y, owner=c.step) for c in vanished]
+        count = constraints.numbering.count
+        self.scale = _Walk(
+            Edges.joined([constraints.scale, *folded]), constraints.scale_fences, count
+        )
+        positive = [
+            (numbers, Fence(Reason.SHIFT, (self.draft.name(index),)))
+            for numbers, index in constraints.positive
+        ]
+        self.sign = _Walk(Edges.joined([constraints.scale, *folded]), positive, count)
+        self.shift = _Walk(
+            Edges.joined([constraints.shift, *folded, *_summed(constraints)]),
+            constraints.shift_fences, count,
+        )  # fmt: skip
+        self.steps = {c.step for c in vanished}
+
+    def kept(self, bond: Bond, conflict: Conflict) -> Kept:
+        """The verdict on one step."""
+        step, at = bond.candidate, conflict.entry
+        x, y = int(step.x[at]), int(step.y[at])
+        rivals = () if not self._alone(bond) else self._rivals(conflict.kind, step.step, x, y)
+        if rivals:
+            return Kept(step.step, Reason.OTHER_STEP, rivals)
+        detail = f"on channel {at}" if step.x.size > 1 else ""
+        if conflict.kind is Broken.SIGN:
+            return Kept(step.step, Reason.SIGN, self._nearest(self.sign, step.step, x, y), detail)
+        if conflict.kind is Broken.ZERO:
+            return Kept(step.step, Reason.ZERO_SCALE, self._around(step.step, x, y), detail)
+        if conflict.kind is Broken.RANGE:
+            return Kept(
+                step.step, Reason.RANGE, (self.draft.name(step.step),),
+                "its scales and those it is tied to lie too far apart",
+            )  # fmt: skip
+        if conflict.kind is Broken.SCALE:
+            return self._scale(step.step, x, y)
+        return self._shift(step.step, x, y)
+
+    def _alone(self, bond: Bond) -> bool:
+        """Whether the step could vanish if no other did."""
+        return isinstance(self.start.grown([bond]), Solution)
+
+    def _rivals(self, kind: Broken, step: int, x: int, y: int) -> tuple[str, ...]:
+        """Steps that vanish and stand on the ways from this one to what holds it."""
+        walk = self.shift if kind in (Broken.SHIFT, Broken.SUM) else self.scale
+        met = (walk.to_fence(x, step), walk.to_fence(y, step), walk.to_fence(y, step, x))
+        passed = [owner for way in met if way is not None for owner in way.passed]
+        steps = [self.draft.name(o) for o in passed if o in self.steps]
+        others = sorted(self.steps, key=lambda other: abs(other - step))
+        return tuple(dict.fromkeys(steps or map(self.draft.name, others)))[:_NAMED]
+
+    # ---- scales ----
+
+    def _scale(self, step: int, x: int, y: int) -> Kept:
+        around = self.scale.to_fence(y, step, x)
+        if around is not None and around.fence is None:
+            return Kept(step, Reason.OTHER_PATH, self._names(around.passed))
+        met = [m.fence for m in (self.scale.to_fence(x, step), around) if m and m.fence]
+        telling = min(met, key=_rank, default=None)
+        if telling is not None and telling.reason in _FIXES_SCALE:
+            return Kept(step, telling.reason, telling.witness, telling.detail)
+        sides = tuple(dict.fromkeys(name for fence in met for name in fence.witness))
+        return Kept(step, Reason.FENCED, sides or (self.draft.name(step),))
+
+    def _names(self, passed: tuple[int, ...]) -> tuple[str, ...]:
+        """The operators of a path where ways part or meet, or those that there are."""
+        sums = [o for o in passed if isinstance(self.draft.operator(o), Sum)]
+        return tuple(self.draft.name(o) for o in (sums or passed)[:_NAMED])
+
+    def _nearest(self, walk: _Walk, step: int, x: int, y: int) -> tuple[str, ...]:
+        met = [walk.to_fence(start, step) for start in (x, y)]
+        near = sorted((m for m in met if m and m.fence), key=lambda m: len(m.passed))
+        names = near[0].fence.witness if near and near[0].fence else ()
+        return names or (self.draft.name(step),)
+
+    def _around(self, step: int, x: int, y: int) -> tuple[str, ...]:
+        """Who else reads before a step and writes behind it."""
+        before = [i for i in self.draft.readers(self.draft.input(step)) if i != step]
+        after = self.draft.readers(self.draft.output(step))
+        met = (self.scale.to_fence(x, step), self.scale.to_fence(y, step))
+        fences = [name for m in met if m and m.fence for name in m.fence.witness]
+        names = [self.draft.name(i) for i in (*before, *after)]
+        found = tuple(dict.fromkeys(fences or names))[:_NAMED]
+        return found or (self.draft.name(step),)
+
+    # ---- shifts ----
+
+    def _shift(self, step: int, x: int, y: int) -> Kept:
+        met = [self.shift.to_fence(start, step) for start in (y, x)]
+        fences = [m.fence for m in met if m is not None and m.fence is not None]
+        telling = min(fences, key=_rank, default=None)
+        if telling is None:
+            sums = tuple(
+                self.draft.name(i) for i in self.constraints.numbering.operators
+                if isinstance(self.draft.operator(i), Sum)
+            )  # fmt: skip
+            return Kept(step, Reason.SHIFT, sums[:_NAMED] or (self.draft.name(step),))
+        if _rank(telling) <= _TELLING.index(Reason.SHIFT):
+            return Kept(step, telling.reason, telling.witness, telling.detail)
+        sides = tuple(dict.fromkeys(name for fence in fences for name in fence.witness))
+        return Kept(step, Reason.FENCED, sides)
+
+
+def _summed(constraints: Constraints) -> Iterable[Edges]:
+    """A way through each sum, from any of its terms to any other."""
+    sums = constraints.sums
+    for column in range(1, sums.numbers.shape[1]):
+        there = sums.numbers[:, column] >= 0
+        yield Edges.of(sums.numbers[there, 0], sums.numbers[there, column], owner=sums.owner[there])

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.nets import Array
 
 DOUBLE = TensorProto.DOUBLE
-OPSETS = (17, 17, 17, 13, 18, 20, 21, 9)
+OPSETS = (17, 17, 17, 13, 18, 20, 21, 23, 9)
 Shape = tuple[int, ...]
 T = TypeVar("T")
 
@@ -175,7 +175,7 @@ class Maker:
         if shape in self.shared and self.chance(0.3):
             name = self.shared[shape]
             return self.node("Identity", [name]) if self.chance(0.3) else name
-        name = self.constant(self.rng.normal(0, 1 / np.sqrt(max(1, np.prod(shape[1:]))), shape))
+        name = self.constant(self.rng.normal(0, max(1, *shape[1:]) ** -0.5, shape))
         self.shared[shape] = name
         return name
 
@@ -201,7 +201,7 @@ class Maker:
     def enter(self) -> None:
         """An input: images of one, two or three dimensions, tokens, or vectors."""
         channels, space = self.upto(8, 2), self.pick((0, 1, 2, 2, 2, 2, 3, -1))
-        sizes = [self.upto(6, 3) for _ in range(abs(space))]
+        sizes = [self.upto(3 if space == 3 else 6, 3) for _ in range(abs(space))]
         batch = self.pick(((2, 3), (2, 3), (2, 2)))
         grown = [size + 1 for size in sizes] if self.chance(0.2) else sizes
         shapes = (batch[0], channels, *sizes), (batch[1], channels, *grown)

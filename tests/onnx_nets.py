@@ -154,7 +154,7 @@ def gemm(m: Maker) -> None:
     name = m.node("Transpose", [value.name], perm=[1, 0]) if back else value.name
     inputs = [name, weight]
     shapes: list[Shape] = [(made,), (1, made), (), (1, 1), (1,)]
-    if m.chance(0.6):
+    if m.chance(0.6) or m.opset < 11:
         inputs.append(m.constant(m.rng.normal(size=m.pick(shapes))))
     attributes: dict[str, Any] = {"transB": 1} if turned else {}
     attributes |= {"transA": 1} if back else {}
@@ -202,15 +202,19 @@ def batched_weight(m: Maker) -> None:
 
 
 def batch_norm(m: Maker) -> None:
-    value = m.live(lambda v: v.axis == 1)
+    normalised(m, m.live(lambda v: v.axis == 1))
+
+
+def normalised(m: Maker, value: Live) -> Live:
+    """``value`` behind a BatchNormalization with statistics as hard as they come."""
     size = value.channels
     variance = m.rng.uniform(0.05, 4, size) * 10.0 ** m.pick((0, 0, 0, -2, 3))
     if m.chance(0.1):
         variance[m.upto(size) - 1] = 0
     rest = [m.scales(size), m.rng.normal(size=size), m.rng.normal(size=size), variance]
-    attributes = m.pick(({}, {"epsilon": 1e-3}))
+    attributes: dict[str, Any] = {} if m.chance() else {"epsilon": 1e-3}
     inputs = [value.name, *(m.constant(v) for v in rest)]
-    m.put(value, m.node("BatchNormalization", inputs, **attributes))
+    return m.put(value, m.node("BatchNormalization", inputs, **attributes))
 
 
 def affine(m: Maker) -> None:
@@ -262,14 +266,18 @@ def enlarging(m: Maker) -> None:
 
 def activation(m: Maker) -> None:
     value = m.live()
-    kind = m.pick(("Relu", "Relu", "LeakyRelu", "PRelu", "Abs", "ThresholdedRelu", "Clip"))
+    kind = m.pick(("Relu", "Relu", "LeakyRelu", "PRelu", "Abs", "Clip", "ThresholdedRelu"))
+    kind = "Relu" if m.opset < 10 and kind == "ThresholdedRelu" else kind
     if kind == "PRelu":
         slopes = m.rng.normal(size=1 if m.chance(0.3) else value.channels)
         name = m.node(kind, [value.name, m.along(value, slopes)])
     elif kind == "Clip":
         name = clipped(m, value)
     else:
-        options = {"ThresholdedRelu": {"alpha": 0.0}, "LeakyRelu": {"alpha": 0.1}}
+        options: dict[str, dict[str, Any]] = {
+            "ThresholdedRelu": {"alpha": 0.0},
+            "LeakyRelu": {"alpha": 0.1},
+        }
         name = m.node(kind, [value.name], **options.get(kind, {}))
     m.put(value, name)
 
@@ -277,7 +285,7 @@ def activation(m: Maker) -> None:
 def clipped(m: Maker, value: Live) -> str:
     low, high = m.pick(((0.0, None), (0.0, 6.0), (None, 0.0), (-1.0, 1.0), (None, None)))
     if m.opset < 11:
-        bounds = {k: v for k, v in (("min", low), ("max", high)) if v is not None}
+        bounds: dict[str, Any] = {k: v for k, v in (("min", low), ("max", high)) if v is not None}
         return str(m.node("Clip", [value.name], **bounds))
     inputs = ["" if v is None else m.constant(v) for v in (low, high)]
     return str(m.node("Clip", [value.name, *inputs]))
@@ -344,12 +352,9 @@ def residual_conv(m: Maker) -> None:
         weight = m.weight(size, size, *[1] * len(value.spatial))
         middle = m.put(value, m.node("Conv", [middle.name, weight]))
         if m.chance(0.7):
-            batch_norm(m)
-            middle = m.pool[-1]
-        if middle.shapes == value.shapes and m.chance(0.4):
-            middle = m.put(middle, m.node("Relu", [middle.name]))
-    if middle.shapes != value.shapes:
-        raise Impossible
+            middle = normalised(m, middle)
+        if m.chance(0.4):
+            middle = m.put(value, m.node("Relu", [middle.name]))
     m.put(value, m.node("Add", [middle.name, value.name]))
 
 
@@ -463,8 +468,10 @@ def norm(m: Maker) -> None:
     elif m.opset >= 17 and value.known(value.rank - 1):
         rest = [m.constant(m.scales(last))]
         rest += [m.constant(m.rng.normal(size=last))] if m.chance(0.7) else []
+        kind = "RMSNormalization" if m.opset >= 23 and m.chance() else "LayerNormalization"
+        rest = rest[:1] if kind == "RMSNormalization" else rest
         axis = m.pick((-1, value.rank - 1))
-        name = m.node("LayerNormalization", [value.name, *rest], axis=axis, epsilon=1e-2)
+        name = m.node(kind, [value.name, *rest], axis=axis, epsilon=1e-2)
     else:
         raise Impossible
     m.put(value, name)
@@ -478,6 +485,8 @@ def pool(m: Maker) -> None:
     kind = m.pick(("MaxPool", "MaxPool", "AveragePool", "AveragePool", "LpPool"))
     kernel = [min(m.pick((1, 2, 3)), value.least(k)) for k in value.spatial]
     value, placed = window(m, value, kernel)
+    if kind == "LpPool" and "auto_pad" in placed:
+        raise Impossible  # the oracle can't
     lacks = {"AveragePool": 19, "LpPool": 18, "MaxPool": 10}[kind]
     if "dilations" in placed and m.opset < lacks:
         raise Impossible
@@ -492,6 +501,7 @@ def pool(m: Maker) -> None:
 def global_pool(m: Maker) -> None:
     value = m.live(is_image)
     kind = m.pick(("GlobalMaxPool", "GlobalAveragePool"))
+    kind = "GlobalAveragePool" if value.rank != 4 else kind  # the oracle makes another rank
     m.put(value.without(value.spatial, keep=True), m.node(kind, [value.name]))
 
 
@@ -532,11 +542,13 @@ def resize(m: Maker) -> None:
         made = made.sized(k, lambda size: int(np.floor(size * ratio)))
     scales = m.constant([1.0, 1.0, *[ratio] * len(value.spatial)], np.float32)
     if m.opset < 10:
+        if ratio != 2:
+            raise Impossible  # the oracle has no other
         m.put(made, m.node("Upsample", [value.name, scales], mode="nearest"))
         return
     where = m.pick(("half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel"))
     mode = m.pick(("nearest", "linear", "cubic")) if value.rank == 4 else "nearest"
-    attributes = {"mode": mode, "coordinate_transformation_mode": where}
+    attributes: dict[str, Any] = {"mode": mode, "coordinate_transformation_mode": where}
     inputs = [value.name, "", scales]
     if m.chance(0.3) and all(value.known(k) for k in range(value.rank)):
         inputs = [value.name, "", "", m.ints(made.shapes[0])]
@@ -580,7 +592,7 @@ def pad(m: Maker) -> None:
     after = [around.get(k, (0, 0))[1] for k in range(value.rank)]
     made = value
     for k, ends in around.items():
-        made = made.sized(k, lambda size, e=sum(ends): size + e)  # type: ignore[misc]
+        made = made.sized(k, lambda size, e=ends: size + sum(e))  # type: ignore[misc]
     if mode == "constant" and m.opset >= 11 and m.chance(0.4):
         inputs = [value.name, m.ints([*before, *after]), m.constant(m.pick((0.0, 0.5)))]
         m.put(made, m.node("Pad", inputs, mode=mode))
@@ -599,7 +611,7 @@ def concat(m: Maker) -> None:
                             for s, o in zip(value.shapes, other.shapes, strict=True))  # fmt: skip
 
     parts = [value, *(m.live(fits) for _ in range(m.upto(2)))]
-    m.rng.shuffle(parts)  # type: ignore[arg-type]
+    m.rng.shuffle(parts)
     names = [part.name for part in parts]
     sizes = [sum(part.shapes[k][axis] for part in parts) for k in (0, 1)]
     if m.chance(0.2) and all(value.known(k) for k in range(value.rank)) and value.known(axis):
@@ -645,7 +657,7 @@ def piece_of(m: Maker) -> None:
     if step != 1:
         lists["steps"] = [step]
     if m.opset < 10:
-        attributes = {"starts": [start], "ends": [end], "axes": [axis]}
+        attributes: dict[str, Any] = {"starts": [start], "ends": [end], "axes": [axis]}
         m.put(made, m.node("Slice", [value.name], **attributes))
     else:
         m.put(made, m.with_ints("Slice", value.name, 10, **lists))
@@ -688,7 +700,7 @@ def shuffle(m: Maker) -> None:
 def blocks(m: Maker) -> None:
     if m.chance():
         value = m.live(lambda v: is_plane(v) and v.channels % 4 == 0)
-        mode = {"mode": m.pick(("DCR", "CRD"))} if m.opset >= 11 else {}
+        mode: dict[str, Any] = {"mode": m.pick(("DCR", "CRD"))} if m.opset >= 11 else {}
         made = value.sized(1, lambda n: n // 4).sized(2, lambda n: 2 * n).sized(3, lambda n: 2 * n)
         m.put(made, m.node("DepthToSpace", [value.name], blocksize=2, **mode))
         return
@@ -723,12 +735,12 @@ def to_tokens(m: Maker) -> None:
 def to_image(m: Maker) -> None:
     value = m.live(is_tokens)
     name = m.node("Transpose", [value.name], perm=[0, 2, 1])
-    made = [(s[0], s[2], s[1]) for s in value.shapes]
+    made: list[Shape] = [(s[0], s[2], s[1]) for s in value.shapes]
     if m.chance() and value.known(1):
         tokens = value.shapes[0][1]
-        high = 2 if tokens % 2 == 0 else 1
-        name = m.node("Reshape", [name, m.ints([0, 0, high, tokens // high])])
-        made = [(*s[:2], high, tokens // high) for s in made]
+        sizes = [2, tokens // 2] if tokens % 2 == 0 else [1, tokens]
+        name = m.node("Reshape", [name, m.ints([0, 0, *sizes])])
+        made = [(*s[:2], *sizes) for s in made]
     m.put(Live(name, (made[0], made[1]), 1))
 
 
@@ -740,13 +752,12 @@ def to_flat(m: Maker) -> None:
     if is_tokens(value) and m.chance(0.7):
         name = m.node("Reshape", [value.name, m.ints([-1, value.channels])])
         made = [(s[0] * s[1], s[2]) for s in shapes]
-        m.put(Live(name, (made[0], made[1]), 1))
+        vectors = m.put(Live(name, (made[0], made[1]), 1))
         if m.chance():
-            matmul(m)
-            back = m.pool[-1]
-            name = m.node("Reshape", [back.name, m.ints([-1, shapes[0][1], back.channels])])
-            made3 = [(*s[:2], back.channels) for s in shapes]
-            m.put(Live(name, (made3[0], made3[1]), 2))
+            size = m.upto(8)
+            name = m.node("Gemm", [vectors.name, m.weight(value.channels, size), m.constant(0.5)])
+            name = m.node("Reshape", [name, m.ints([-1, shapes[0][1], size])])
+            m.put(value.sized(2, lambda _: size), name)
         return
     if size > 64:
         raise Impossible

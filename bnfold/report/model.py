@@ -10,6 +10,7 @@ from bnfold.channel_graph import ChannelGraph
 from bnfold.planning import Fold, How, Kept, Plan
 
 SCHEMA_VERSION = 1
+_NAMED = 4  # operators that a sentence names
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,8 +18,9 @@ class Step:
     """One affine step of the model.
 
     ``verdict`` is ``"folded"`` or ``"kept"``. A folded step says ``how`` (backward, forward,
-    merged, identity, evaluated) and which operators absorbed it (``into``); a kept one its stable
-    ``code``, the ``reason`` in a word, the ``witness`` in its way, and all that as a ``sentence``.
+    around, merged, identity, evaluated) and which operators absorbed it (``into``); a kept one its
+    stable ``code``, the ``reason`` in a word, the ``witness`` in its way, all that as a
+    ``sentence``, and as a ``hint`` the smallest change of the model that would free it.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Step:
     reason: str = ""
     witness: tuple[str, ...] = ()
     sentence: str = ""
+    hint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,14 +97,17 @@ def _step(graph: ChannelGraph, verdict: Fold | Kept) -> Step:
     return Step(
         operator.name, operator.op_type, "kept", code=verdict.reason.code,
         reason=verdict.reason.slug, witness=verdict.witness, sentence=verdict.sentence,
+        hint=verdict.hint,
     )  # fmt: skip
 
 
 def _how(how: How, into: tuple[str, ...]) -> str:
-    names = ", ".join(into)
+    names = ", ".join(into[:_NAMED])
+    names += f" and {len(into) - _NAMED} more" if len(into) > _NAMED else ""
     return {
         How.BACKWARD: f"into {names} before it",
         How.FORWARD: f"into {names} after it",
+        How.AROUND: f"into {names} around it",
         How.MERGED: f"merged with {names}",
         How.IDENTITY: "it changed nothing",
         How.EVALUATED: "over constants only: evaluated",

@@ -45,7 +45,7 @@ def render_explain(report: Report, *, color: bool = False, width: int = UNCUT) -
     parts = [f"{_title(report, color, width)}\n{_wrap(count_steps(report), width)}"]
     folded = [_wrap(f"fold  {_named(step)}: {step.sentence}", width) for step in report.folded]
     kept = [
-        _wrap(f"keep  {_named(step)}: {_reason(step)}: {step.sentence}", width)
+        _wrap(f"keep  {_named(step)}: {_reason(step)}: {step.sentence}{_hint(step)}", width)
         for step in report.kept
     ]
     return "\n\n".join(parts + ["\n".join(lines) for lines in (folded, kept) if lines])
@@ -180,6 +180,10 @@ def _group(steps: Sequence[Step], color: bool, width: int) -> str:
 
 def _named(step: Step) -> str:
     return f"{step.name} ({step.op_type})"
+
+
+def _hint(step: Step) -> str:
+    return f"; {step.hint}" if step.hint else ""
 
 
 def _tier(tier: TierResult, color: bool, width: int) -> list[str]:

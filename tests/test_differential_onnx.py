@@ -1,0 +1,164 @@
+"""Random ONNX models, folded: they stay valid, say the same, and get smaller.
+
+Every model is in float64 and runs in float64, on inputs of two batch sizes. Only what the oracle
+can't run is left out (GlobalLpPool, Upsample by other factors than 2).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from onnx import numpy_helper
+
+import bnfold
+from bnfold.report.model import Report
+from bnfold.verify.oracle import Oracle
+from tests import nets
+from tests.onnx_maker import Net
+from tests.onnx_nets import random_net
+from tests.tie_nets import every_value
+
+# One scale of 1e-6 may cost six of the sixteen digits; there is at most one in a net.
+TOLERANCE = 1e-9
+
+NETS = st.builds(random_net, seed=st.integers(0, 2**32 - 1), pieces=st.integers(1, 24))
+OPTIONS: dict[str, dict[str, Any]] = {
+    "max": {"level": "max"},
+    "local": {"level": "local"},
+}
+
+every = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+often = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+seldom = settings(often, max_examples=40)
+
+
+def difference(before: onnx.ModelProto, after: onnx.ModelProto, net: Net) -> float:
+    """The largest error of any output of both runs, relative to that output."""
+    oracles = Oracle(before), Oracle(after)
+    worst = 0.0
+    for run in (0, 1):
+        left, right = (oracle.run(net.feeds(run)) for oracle in oracles)
+        assert list(left) == list(right)
+        for name, expected in left.items():
+            assert expected.shape == right[name].shape
+            scale = float(np.linalg.norm(expected)) or 1.0
+            worst = max(worst, float(np.linalg.norm(right[name] - expected)) / scale)
+    return worst
+
+
+def declared(proto: onnx.ModelProto) -> list[bytes]:
+    """Inputs and outputs with their names and types, in order."""
+    values = [*proto.graph.input, *proto.graph.output]
+    return [value.SerializeToString(deterministic=True) for value in values]
+
+
+def fold(net: Net, options: dict[str, Any]) -> tuple[onnx.ModelProto, Report]:
+    result = bnfold.fold(net.proto, **options)
+    return result.model, result.report
+
+
+def elements_written(net: Net, proto: onnx.ModelProto) -> int:
+    """How many numbers the operators write in one run, constants left aside."""
+    wide = Oracle(every_value(proto)).run(net.feeds(0))
+    live = {value.name for value in proto.graph.input}
+    total = 0
+    for node in proto.graph.node:
+        if live.intersection(node.input) or node.op_type == "If":
+            live.update(node.output)
+            total += sum(np.size(wide[name]) for name in node.output if name)
+    return total
+
+
+@every
+@often
+@given(net=NETS)
+def test_a_folded_model_says_the_same(options: dict[str, Any], net: Net) -> None:
+    folded, _ = fold(net, options)
+    assert difference(net.proto, folded, net) <= TOLERANCE
+
+
+@every
+@often
+@given(net=NETS)
+def test_a_folded_model_is_valid_and_keeps_its_interface(options: dict[str, Any], net: Net) -> None:
+    before = net.proto.SerializeToString()
+    folded, _ = fold(net, options)
+    assert net.proto.SerializeToString() == before
+    onnx.checker.check_model(folded, full_check=True)
+    assert declared(folded) == declared(net.proto)
+    nets.assert_nothing_dangles(folded)
+
+
+@every
+@seldom
+@given(net=NETS)
+def test_no_operator_and_no_traffic_is_added(options: dict[str, Any], net: Net) -> None:
+    folded, _ = fold(net, options)
+    assert len(nets.nodes(folded)) <= len(nets.nodes(net.proto))
+    assert elements_written(net, folded) <= elements_written(net, net.proto)
+
+
+@every
+@seldom
+@given(net=NETS)
+def test_every_step_is_folded_or_has_a_code(options: dict[str, Any], net: Net) -> None:
+    _, report = fold(net, options)
+    for step in report.steps:
+        if step.verdict == "folded":
+            assert step.how
+        else:
+            assert step.verdict == "kept"
+            assert step.code.startswith("BNF")
+            assert step.sentence
+
+
+@every
+@seldom
+@given(net=NETS)
+def test_folding_twice_changes_nothing_more(options: dict[str, Any], net: Net) -> None:
+    once, _ = fold(net, options)
+    twice = bnfold.fold(once, **options).model
+    assert nets.operators(twice) == nets.operators(once)
+    assert nets.same(once, twice)
+
+
+def test_the_models_hold_every_kind_of_step_and_most_of_them_fold() -> None:
+    """Or the tests above would say nothing."""
+    met: Counter[str] = Counter()
+    verdicts: Counter[str] = Counter()
+    for seed in range(200):
+        net = random_net(seed, 1 + seed % 16)
+        met.update(nets.operators(net.proto))
+        verdicts.update(step.verdict for step in fold(net, OPTIONS["max"])[1].steps)
+    assert {"BatchNormalization", "Mul", "Add", "Sub", "Div", "Neg", "Conv", "MatMul"} <= set(met)
+    assert verdicts["folded"] > verdicts["kept"] > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Spoiled:
+    """A model with one constant changed."""
+
+    proto: onnx.ModelProto
+    name: str
+
+
+def spoiled(proto: onnx.ModelProto) -> Spoiled | None:
+    """A folded model in which one bias of a Conv is off by 1e-6 of its largest entry."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    for node in copy.graph.node:
+        if node.op_type == "Conv" and len(node.input) > 2:
+            tensor = next((t for t in copy.graph.initializer if t.name == node.input[2]), None)
+            if tensor is not None:
+                values = numpy_helper.to_array(tensor).copy()
+                values += 1e-6 * np.abs(values).max()
+                tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+                return Spoiled(copy, tensor.name)
+    return None
