@@ -38,7 +38,7 @@ from bnfold.channel_graph import (
 from bnfold.passes.draft import Draft
 from bnfold.passes.guards import ANCHOR_REASONS, SCALABLE_TYPES
 from bnfold.passes.numbering import Numbering, Pairs
-from bnfold.passes.potentials import F64, Edges, Ids, Mask, Potentials
+from bnfold.passes.potentials import F64, EdgeList, Ids, Mask, Potentials
 from bnfold.planning import Reason
 
 ITEM_BYTES = {"FLOAT": 4, "FLOAT16": 2, "BFLOAT16": 2, "DOUBLE": 8}
@@ -85,8 +85,8 @@ class Sums:
 
 @dataclass(slots=True)
 class _Parts:
-    scale: list[Edges] = field(default_factory=list)
-    shift: list[Edges] = field(default_factory=list)
+    scale: EdgeList = field(default_factory=EdgeList)
+    shift: EdgeList = field(default_factory=EdgeList)
     positive: list[tuple[Ids, int]] = field(default_factory=list)
     stiff: list[Ids] = field(default_factory=list)
     sums: list[tuple[list[Ids], list[int], int]] = field(default_factory=list)
@@ -129,8 +129,8 @@ class Constraints:
         for readers in self._shared.values():
             self._agree(readers)
         self._choose_gates()
-        self.scale = Edges.joined(self._parts.scale)
-        self.shift = Edges.joined(self._parts.shift)
+        self.scale = self._parts.scale.edges()
+        self.shift = self._parts.shift.edges()
         self.positive = self._parts.positive
         self.stiff = np.concatenate(self._parts.stiff) if self._parts.stiff else _none()
         self.sums = _as_rows(self._parts.sums)
@@ -275,11 +275,11 @@ class Constraints:
     def _stays_what_it_is(self, index: int, candidate: Candidate, taken: AffineMap) -> None:
         x, y, a = candidate.x, candidate.y, candidate.a
         if taken.is_shifting:
-            self._parts.scale.append(Edges.of(x, y, owner=index))
+            self._parts.scale.add(x, y, index)
             return
         live = a != 0
-        self._parts.shift.append(Edges.of(x[live], y[live], a[live], 0.0, index))
-        self._parts.shift.append(Edges.of(np.zeros_like(y[~live]), y[~live], owner=index))
+        self._parts.shift.add(x[live], y[live], index, a[live])
+        self._parts.shift.add(np.zeros_like(y[~live]), y[~live], index)
 
     def _tie(self, index: int, tie: Tie) -> None:
         name = tie.name
@@ -290,7 +290,7 @@ class Constraints:
             source, target = pairs.source, pairs.target
             reached[route.target] += (target, pairs.right)
             if tie.shift is ShiftRule.EQUAL:
-                self._parts.shift.append(Edges.of(source, target, owner=index))
+                self._parts.shift.add(source, target, index)
             if tie.sign is Sign.POSITIVE:
                 self._parts.positive.append((target, index))
             if tie.sign is Sign.POSITIVE or tie.shift is ShiftRule.ZERO:
@@ -329,7 +329,7 @@ class Constraints:
     def _same_scale(self, index: int, route: Route) -> Pairs:
         """Tie the scales along a route, and units along the axes that are in no link."""
         pairs = self.numbering.pairs(route)
-        self._parts.scale.append(Edges.of(pairs.source, pairs.target, owner=index))
+        self._parts.scale.add(pairs.source, pairs.target, index)
         self._alike(pairs.left, pairs.right, index)
         return pairs
 
@@ -339,7 +339,7 @@ class Constraints:
         """Let the factor that is in true units anyway be the gate; else the smaller one."""
         if not self._products:
             return
-        edges = Edges.joined(self._parts.scale)
+        edges = self._parts.scale.edges()
         found = Potentials.free(self.numbering.count, 1.0)
         found = found.after(found.merge(edges))
         for index in self._products:
@@ -383,7 +383,7 @@ class Constraints:
                     assert numbers[0] is not None
                     assert other is not None
                     pair = np.broadcast_arrays(numbers[0], other)
-                    self._parts.scale.append(Edges.of(pair[0], pair[1], owner=readers[0]))
+                    self._parts.scale.add(pair[0], pair[1], readers[0])
                 continue
             for index, found in zip(readers, numbers, strict=True):
                 if found is not None:
@@ -429,9 +429,8 @@ class Constraints:
 
     def _alike(self, left: Ids, right: Ids, index: int) -> None:
         if left.size:
-            edges = Edges.of(left, right, owner=index)
-            self._parts.scale.append(edges)
-            self._parts.shift.append(edges)
+            self._parts.scale.add(left, right, index)
+            self._parts.shift.add(left, right, index)
 
     def _fence_all(self, index: int, fence: Fence) -> None:
         self._fence_others(index, set(), fence)
@@ -463,12 +462,12 @@ class Constraints:
 
     def _anchor_scale(self, numbers: Ids, fence: Fence) -> None:
         if numbers.size:
-            self._parts.scale.append(Edges.of(np.zeros_like(numbers), numbers))
+            self._parts.scale.add(np.zeros_like(numbers), numbers)
             self.scale_fences.append((numbers, fence))
 
     def _anchor_shift(self, numbers: Ids, fence: Fence) -> None:
         if numbers.size:
-            self._parts.shift.append(Edges.of(np.zeros_like(numbers), numbers))
+            self._parts.shift.add(np.zeros_like(numbers), numbers)
             self.shift_fences.append((numbers, fence))
 
 

@@ -42,6 +42,7 @@ class Draft:
         self.absorptions: dict[int, Absorption] = {}
         self.restored: dict[ValueId, Units] = {}
         self._alias: dict[ValueId, ValueId] = {}
+        self._routes: dict[int, tuple[Route, ...]] = {}
         self._holds: dict[ValueId, ValueId] = {}
         self._inputs = [list(operator.inputs) for operator in graph.operators]
         self._producer: dict[ValueId, int] = {}
@@ -181,8 +182,15 @@ class Draft:
         self._readers[before] = readers
         self._readers.pop(after, None)
         self._alias[after] = before
+        self._routes.clear()
         if stored is Stored.AFTER:
             self._holds[before] = self.holds(after)
         if after in self.anchors:
             self.anchors[before] = self.anchors.pop(after)
         self.folds[step] = Fold(step, how, into, stored)
+
+
+def _stated(operator: Operator) -> tuple[Route, ...]:
+    if isinstance(operator, Product):
+        return operator.routes
+    return operator.paths if isinstance(operator, Tie | Sum) else ()

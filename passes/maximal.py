@@ -8,7 +8,7 @@ can reach are solved for together.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -210,7 +210,7 @@ class _Writer:
         self.units: ChannelUnits = choose_units(channels, solution)
         self.vanished = [bond.candidate for bond in solution.vanished]
         self.gone = {candidate.step for candidate in self.vanished}
-        self.by_class: dict[int, dict[int, str]] = {}
+        self.absorbers: list[tuple[int, Ids, bool]] = []
 
     def write(self) -> Mapping[int, Units]:
         """Enter everything; returns the values that are stored in other units."""
@@ -229,15 +229,16 @@ class _Writer:
                 self._step(index)
             elif not taken.is_identity:
                 self.draft.absorb_output(index, taken)
-                self._note(index, numbers, "before")
+                self.absorbers.append((index, numbers, True))
+        nearest = self._nearest()
         for candidate in sorted(self.vanished, key=lambda c: c.step):
-            self._vanish(candidate, stored)
+            self._vanish(candidate, stored, nearest.get(candidate.step, {}))
         return stored
 
     def _absorb_input(self, index: int, numbers: Ids, taken: AffineMap) -> None:
         if not taken.is_identity:
             self.draft.absorb_input(index, taken)
-            self._note(index, numbers, "after")
+            self.absorbers.append((index, numbers, False))
 
     def _step(self, index: int) -> None:
         """A step that stays takes over the units on both sides of it."""
@@ -265,38 +266,51 @@ class _Writer:
             self.draft.absorb_output(index, after)
         if operator.axis is None and axis is not None:
             self.draft.widen(index, axis)
-        self._note(index, x, "after")
-        self._note(index, y, "before")
-
-    def _note(self, index: int, numbers: Ids, side: str) -> None:
-        for root in np.unique(self.classes[numbers]):
-            self.by_class.setdefault(int(root), {})[index] = side
+        self.absorbers += [(index, x, False), (index, y, True)]
 
     # ---- folds ----
 
-    def _vanish(self, candidate: Candidate, stored: Mapping[int, Units]) -> None:
+    def _vanish(
+        self, candidate: Candidate, stored: Mapping[int, Units], near: Mapping[int, set[bool]]
+    ) -> None:
         index = candidate.step
         before, after = self.draft.input(index), self.draft.output(index)
         named, renamed = self.draft.holds(before), self.draft.holds(after)
         keeps = Stored.BEFORE if named not in stored or renamed in stored else Stored.AFTER
         if after in self.draft.anchors:
             keeps = Stored.AFTER
-        how, into = self._absorbers(candidate)
-        self.draft.vanish(index, how, into, keeps)
+        into = tuple(sorted(near))
+        self.draft.vanish(index, self._how(near), into, keeps)
 
-    def _absorbers(self, candidate: Candidate) -> tuple[How, tuple[int, ...]]:
-        """Who took over the units of the class that the step was in."""
-        numbers = np.concatenate([candidate.x, candidate.y])
-        sides: dict[int, str] = {}
-        for root in np.unique(self.classes[numbers]):
-            sides |= self.by_class.get(int(root), {})
-        into = tuple(sorted(sides))
-        if into and all(isinstance(self.draft.operator(index), Affine) for index in into):
-            return How.MERGED, into
-        kinds = set(sides.values())
-        if len(kinds) == 1:
-            return (How.BACKWARD if kinds == {"before"} else How.FORWARD), into
-        return How.AROUND, into
+    def _how(self, near: Mapping[int, set[bool]]) -> How:
+        if near and all(isinstance(self.draft.operator(index), Affine) for index in near):
+            return How.MERGED
+        sides = set().union(*near.values())
+        if len(sides) == 2 or not sides:
+            return How.AROUND
+        return How.BACKWARD if True in sides else How.FORWARD
+
+    def _nearest(self) -> dict[int, dict[int, set[bool]]]:
+        """For each step, those that took over its units, and whether they write them.
+
+        In a class of many steps and many operators, each goes to those nearest to it.
+        """
+        found: dict[int, dict[int, set[bool]]] = {}
+        if not self.absorbers:
+            return found
+        taken = _Places.of((i, self.classes[n], side) for i, n, side in self.absorbers)
+        steps = _Places.of(
+            (c.step, np.unique(self.classes[np.concatenate([c.x, c.y])]), False)
+            for c in self.vanished
+        )
+        for here, there in ((taken, steps), (steps, taken)):
+            mine, theirs = here.nearest(there)
+            pairs = (here.index[mine], there.index[theirs])
+            step, operator = pairs if here is steps else pairs[::-1]
+            side = taken.side[theirs if here is steps else mine]
+            for row in np.unique(np.stack([step, operator, side]), axis=1).T.tolist():
+                found.setdefault(row[0], {}).setdefault(row[1], set()).add(bool(row[2]))
+        return found
 
     # ---- units ----
 
@@ -312,3 +326,35 @@ class _Writer:
                 units = Units(axes, taken)
                 found[held] = units if held not in found else found[held].inside(axes, taken)
         return found
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Places:
+    """In which classes operators are: entry by entry, sorted by class, then by operator."""
+
+    root: Ids
+    index: Ids
+    side: Ids
+
+    @classmethod
+    def of(cls, entries: Iterable[tuple[int, Ids, bool]]) -> _Places:
+        listed = list(entries)
+        root = np.concatenate([roots for _, roots, _ in listed])
+        lengths = [roots.size for _, roots, _ in listed]
+        index = np.repeat(np.array([i for i, _, _ in listed]), lengths)
+        side = np.repeat(np.array([int(side) for _, _, side in listed]), lengths)
+        order = np.lexsort((index, root))
+        return cls(root[order], index[order], side[order])
+
+    def nearest(self, others: _Places) -> tuple[Ids, Ids]:
+        """Entries, and for each the entry of ``others`` in its class that is nearest by number."""
+        stride = 1 + max(int(self.index.max()), int(others.index.max()))
+        keys, wanted = others.root * stride + others.index, self.root * stride + self.index
+        above = np.minimum(np.searchsorted(keys, wanted), keys.size - 1)
+        below = np.maximum(above - 1, 0)
+        far = [
+            np.where(others.root[at] == self.root, np.abs(others.index[at] - self.index), stride)
+            for at in (below, above)
+        ]
+        best, distance = np.where(far[0] <= far[1], below, above), np.minimum(*far)
+        return np.flatnonzero(distance < stride), best[distance < stride]

@@ -64,6 +64,37 @@ class Edges:
         return int(self.source.size)
 
 
+class EdgeList:
+    """Edges being collected; most of them say that two unknowns are equal."""
+
+    def __init__(self) -> None:
+        self._ends: list[tuple[Ids, Ids]] = []
+        self._owners: list[int] = []
+        self._slopes: dict[int, ArrayLike] = {}
+
+    def add(
+        self, source: Ids, target: Ids, owner: int = -1, slope: ArrayLike | None = None
+    ) -> None:
+        """``x[target] = slope * x[source]``, or equal, for operator ``owner``."""
+        if slope is not None:
+            self._slopes[len(self._ends)] = slope
+        self._ends.append((source.ravel(), target.ravel()))
+        self._owners.append(owner)
+
+    def edges(self) -> Edges:
+        """All of them."""
+        if not self._ends:
+            return Edges.joined([])
+        source, target = (np.concatenate(side) for side in zip(*self._ends, strict=True))
+        lengths = [ends[0].size for ends in self._ends]
+        starts = np.cumsum([0, *lengths])
+        slope = np.ones(source.size)
+        for at, stated in self._slopes.items():
+            slope[starts[at] : starts[at + 1]] = stated
+        owner = np.repeat(np.array(self._owners), lengths)
+        return Edges(source, target, slope, np.zeros(source.size), owner)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Merge:
     """Classes that become one: root ``nodes[i]`` is ``slope[i] * x[root[i]] + offset[i]``.

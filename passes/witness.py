@@ -7,8 +7,9 @@ shift   the nearest operator that passes no shift
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -57,16 +58,10 @@ class _Met:
     passed: tuple[int, ...]
 
 
-class _Walk:
-    """Walks between channels that are tied, until one stands at a fence.
+class _Ways:
+    """Which channels are tied to which, and by which operator; unknown 0 is left out."""
 
-    Args:
-        edges: What ties them; those of unknown 0 are left out.
-        fences: Channels, and why they are what they are.
-        count: How many channels there are.
-    """
-
-    def __init__(self, edges: Edges, fences: Iterable[tuple[Ids, Fence]], count: int) -> None:
+    def __init__(self, edges: Edges, count: int) -> None:
         inner = (edges.source != 0) & (edges.target != 0)
         ends = np.concatenate([edges.source[inner], edges.target[inner]])
         others = np.concatenate([edges.target[inner], edges.source[inner]])
@@ -74,6 +69,18 @@ class _Walk:
         order = np.argsort(ends, kind="stable")
         self._next, self._owner = others[order], owners[order]
         self._start = np.searchsorted(ends[order], np.arange(count + 1))
+
+    def out_of(self, here: int) -> Iterator[tuple[int, int]]:
+        """The channels tied to ``here``, each with the operator that ties them."""
+        ways = slice(self._start[here], self._start[here + 1])
+        return zip(self._next[ways].tolist(), self._owner[ways].tolist(), strict=True)
+
+
+class _Walk:
+    """Walks between channels that are tied, until one stands at a fence."""
+
+    def __init__(self, ways: _Ways, fences: Iterable[tuple[Ids, Fence]]) -> None:
+        self._ways = ways
         self._fence: dict[int, Fence] = {}
         for numbers, fence in fences:
             for number in numbers.tolist():
@@ -88,8 +95,7 @@ class _Walk:
         for here in queue:
             if here == goal or here in self._fence:
                 return _Met(None if here == goal else self._fence[here], _passed(came, here))
-            for k in range(self._start[here], self._start[here + 1]):
-                there, owner = int(self._next[k]), int(self._owner[k])
+            for there, owner in self._ways.out_of(here):
                 if owner != but and there not in came:
                     came[there] = (here, owner)
                     queue.append(there)
@@ -112,23 +118,36 @@ class _Why:
     def __init__(self, constraints: Constraints, found: Found) -> None:
         self.constraints, self.found = constraints, found
         self.draft = constraints.draft
-        self.start = Solution.of(found.solution.classes)
-        vanished = [bond.candidate for bond in found.solution.vanished]
-        folded = [Edges.of(c.x, c.y, owner=c.step) for c in vanished]
-        count = constraints.numbering.count
-        self.scale = _Walk(
-            Edges.joined([constraints.scale, *folded]), constraints.scale_fences, count
-        )
+        self.vanished = [bond.candidate for bond in found.solution.vanished]
+        self.steps = {c.step for c in self.vanished}
+
+    @cached_property
+    def _scale_ways(self) -> _Ways:
+        folded = [Edges.of(c.x, c.y, owner=c.step) for c in self.vanished]
+        edges = Edges.joined([self.constraints.scale, *folded])
+        return _Ways(edges, self.constraints.numbering.count)
+
+    @cached_property
+    def scale(self) -> _Walk:
+        """Between channels of one scale."""
+        return _Walk(self._scale_ways, self.constraints.scale_fences)
+
+    @cached_property
+    def sign(self) -> _Walk:
+        """The same, to operators that pass only positive scales."""
         positive = [
             (numbers, Fence(Reason.SHIFT, (self.draft.name(index),)))
-            for numbers, index in constraints.positive
+            for numbers, index in self.constraints.positive
         ]
-        self.sign = _Walk(Edges.joined([constraints.scale, *folded]), positive, count)
-        self.shift = _Walk(
-            Edges.joined([constraints.shift, *folded, *_summed(constraints)]),
-            constraints.shift_fences, count,
-        )  # fmt: skip
-        self.steps = {c.step for c in vanished}
+        return _Walk(self._scale_ways, positive)
+
+    @cached_property
+    def shift(self) -> _Walk:
+        """Between channels whose shifts depend on each other."""
+        folded = [Edges.of(c.x, c.y, owner=c.step) for c in self.vanished]
+        edges = Edges.joined([self.constraints.shift, *folded, *_summed(self.constraints)])
+        ways = _Ways(edges, self.constraints.numbering.count)
+        return _Walk(ways, self.constraints.shift_fences)
 
     def kept(self, bond: Bond, conflict: Conflict) -> Kept:
         """The verdict on one step."""
@@ -153,7 +172,8 @@ class _Why:
 
     def _alone(self, bond: Bond) -> bool:
         """Whether the step could vanish if no other did."""
-        return isinstance(self.start.grown([bond]), Solution)
+        part = self.found.solution.classes.part([bond])
+        return isinstance(Solution.of(part).grown(part.bonds), Solution)
 
     def _rivals(self, kind: Broken, step: int, x: int, y: int) -> tuple[str, ...]:
         """Steps that vanish and stand on the ways from this one to what holds it."""
