@@ -167,6 +167,8 @@ class _Walk:
         self._add(step, ConstantSite(node, graph))
 
     def _other(self, node: ir.Node, graph: ir.Graph) -> None:
+        if node.op_type in ("Shape", "Size") and self.facts.is_plain(node):
+            return  # it reads no numbers
         stated = find_tie(self.facts, node, graph, self._number, self._readers_of)
         if stated is None:
             read = [

@@ -119,6 +119,7 @@ class Constraints:
         self.reads: dict[int, Ids] = {}
         self.writes: dict[int, Ids] = {}
         self.bare: list[int] = []
+        self.agreeing: set[int] = set()
         self._parts = _Parts()
         self._products: list[int] = []
         self._shared: dict[str, list[int]] = defaultdict(list)
@@ -379,6 +380,7 @@ class Constraints:
         for side in (self.reads, self.writes):
             numbers = [side.get(index) for index in readers]
             if whole and all(n is not None for n in numbers):
+                self.agreeing.add(readers[0])
                 for other in numbers[1:]:
                     assert numbers[0] is not None
                     assert other is not None

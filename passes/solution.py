@@ -135,7 +135,7 @@ class Solution:
             return _blame(steps, edges, Broken.SCALE, merge.broken)
         sign, clash = self._signs(merge)
         if clash.any():
-            return _blame(steps, edges, Broken.SIGN, clash[merge.source])
+            return _blame(steps, edges, Broken.SIGN, self._turned(merge, clash, edges))
         low, high, limit = self._ranges(merge)
         spread = np.where(merge.root == 0, 2 * np.maximum(high, -low), high - low)
         if (spread > limit).any():
@@ -159,6 +159,12 @@ class Solution:
         np.maximum.at(most, roots, wanted)
         np.minimum.at(least, roots, wanted)
         return (most + least)[roots], ((most > 0) & (least < 0))[roots]
+
+    def _turned(self, merge: Merge, clash: Mask, edges: Edges) -> Mask:
+        """The edges with a negative scale among those that lead to a clash of signs."""
+        met = clash[merge.source]
+        negative = met & (edges.slope < 0)
+        return negative if negative.any() else met
 
     def _ranges(self, merge: Merge) -> tuple[F64, F64, F64]:
         """For each node, the least and largest power of 2 in its new class, and the limit there."""

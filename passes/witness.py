@@ -13,7 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
-from bnfold.channel_graph import Sum
+from bnfold.channel_graph import Linear, Sum
 from bnfold.passes.classes import Bond
 from bnfold.passes.constraints import Constraints, Fence
 from bnfold.passes.potentials import Edges, Ids
@@ -27,8 +27,9 @@ _TELLING = (
     Reason.ZERO_PADDING, Reason.EXTRA_OPERATOR, Reason.BIAS_NOT_CONSTANT, Reason.SHIFT,
     Reason.CAPTURED, Reason.GRAPH_BOUNDARY, Reason.NO_LINEAR_NEIGHBOUR,
 )  # fmt: skip
-_FIXES_SCALE = frozenset(_TELLING[:4])
+_FIXES_SCALE = frozenset({*_TELLING[:4], Reason.BIAS_NOT_CONSTANT})
 _NAMED = 3  # nodes of a path that are worth naming
+_EXPLORED = 200  # channels that are looked at around a step
 
 
 def explain(constraints: Constraints, found: Found, local: Mapping[int, Kept]) -> dict[int, Kept]:
@@ -101,6 +102,17 @@ class _Walk:
                     queue.append(there)
         return None
 
+    def owners(self, start: int, but: int) -> Iterator[int]:
+        """The operators that tie channels to ``start``, the nearest first, as far as the fences."""
+        seen, queue = {start}, [start]
+        for here in queue:
+            for there, owner in self._ways.out_of(here):
+                if owner != but:
+                    yield owner
+                if owner != but and there not in seen and len(seen) < _EXPLORED:
+                    seen.add(there)
+                    queue.append(there)
+
 
 def _passed(came: Mapping[int, tuple[int, int]], end: int) -> tuple[int, ...]:
     owners = []
@@ -158,7 +170,7 @@ class _Why:
             return Kept(step.step, Reason.OTHER_STEP, rivals)
         detail = f"on channel {at}" if step.x.size > 1 else ""
         if conflict.kind is Broken.SIGN:
-            return Kept(step.step, Reason.SIGN, self._nearest(self.sign, step.step, x, y), detail)
+            return Kept(step.step, Reason.SIGN, self._positive(step.step, x, y), detail)
         if conflict.kind is Broken.ZERO:
             return Kept(step.step, Reason.ZERO_SCALE, self._around(step.step, x, y), detail)
         if conflict.kind is Broken.RANGE:
@@ -189,11 +201,15 @@ class _Why:
     def _scale(self, step: int, x: int, y: int) -> Kept:
         around = self.scale.to_fence(y, step, x)
         if around is not None and around.fence is None:
-            return Kept(step, Reason.OTHER_PATH, self._names(around.passed))
+            held = self._held(self.scale, step, x, y)
+            return held or Kept(step, Reason.OTHER_PATH, self._names(around.passed))
         met = [m.fence for m in (self.scale.to_fence(x, step), around) if m and m.fence]
         telling = min(met, key=_rank, default=None)
         if telling is not None and telling.reason in _FIXES_SCALE:
             return Kept(step, telling.reason, telling.witness, telling.detail)
+        held = self._held(self.scale, step, x, y)
+        if held is not None:
+            return held
         sides = tuple(dict.fromkeys(name for fence in met for name in fence.witness))
         return Kept(step, Reason.FENCED, sides or (self.draft.name(step),))
 
@@ -202,11 +218,24 @@ class _Why:
         sums = [o for o in passed if isinstance(self.draft.operator(o), Sum)]
         return tuple(self.draft.name(o) for o in (sums or passed)[:_NAMED])
 
-    def _nearest(self, walk: _Walk, step: int, x: int, y: int) -> tuple[str, ...]:
-        met = [walk.to_fence(start, step) for start in (x, y)]
-        near = sorted((m for m in met if m and m.fence), key=lambda m: len(m.passed))
-        names = near[0].fence.witness if near and near[0].fence else ()
-        return names or (self.draft.name(step),)
+    def _positive(self, step: int, x: int, y: int) -> tuple[str, ...]:
+        """The operators on both sides that pass only positive scales."""
+        met = (self.sign.to_fence(start, step) for start in (x, y))
+        names = dict.fromkeys(n for m in met if m and m.fence for n in m.fence.witness)
+        return tuple(names) or (self.draft.name(step),)
+
+    def _held(self, walk: _Walk, step: int, x: int, y: int) -> Kept | None:
+        """Verdict on a step next to a linear operator that ties what it does not tell apart."""
+        for index in dict.fromkeys((*walk.owners(x, step), *walk.owners(y, step))):
+            linear = self.draft.operator(index)
+            if not isinstance(linear, Linear):
+                continue
+            if index not in self.constraints.agreeing:
+                return Kept(step, Reason.CHANNEL_AXIS, (linear.name,))
+            readers = linear.weight.readers if linear.weight else ()
+            others = tuple(name for name in readers if name != linear.name)
+            return Kept(step, Reason.SHARED_WEIGHT, others or (linear.name,))
+        return None
 
     def _around(self, step: int, x: int, y: int) -> tuple[str, ...]:
         """Who else reads before a step and writes behind it."""
@@ -232,6 +261,9 @@ class _Why:
             return Kept(step, Reason.SHIFT, sums[:_NAMED] or (self.draft.name(step),))
         if _rank(telling) <= _TELLING.index(Reason.SHIFT):
             return Kept(step, telling.reason, telling.witness, telling.detail)
+        held = self._held(self.shift, step, x, y)
+        if held is not None:
+            return held
         sides = tuple(dict.fromkeys(name for fence in fences for name in fence.witness))
         return Kept(step, Reason.FENCED, sides)
 

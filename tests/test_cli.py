@@ -69,11 +69,13 @@ Options:
   --samples N              How many input samples to draw.  [default: 8; x>=1]
   --seed N                 Seed of the samples.  [default: 0; x>=0]
   --inputs FILE.npz        Check on these inputs instead: arrays by input name.
-  --level [local]          How far folds may reach: local stays with direct
-                           neighbours.  [default: local]
+  --level [max|local]      How far folds may reach: local stays with direct
+                           neighbours.  [default: max]
   --simplify               Run onnxsim first (pip install bnfold[simplify]).
   --trust-initializers     Take initializers that are also graph inputs as
                            constants.
+  --unshare BYTES          Let operators that share a weight have their own, up
+                           to so many bytes more.  [x>=0]
   --report FILE|-          Write what was found as JSON; with - to stdout, and
                            any text to stderr.
   --fail-on-kept CODE,...  Exit with 1 when a step stays for one of these
@@ -88,10 +90,12 @@ Usage: bnfold explain [OPTIONS] MODEL
   Say of every affine step of MODEL whether it folds, into what, or why not.
 
 Options:
-  --level [local]          How far folds may reach: local stays with direct
-                           neighbours.  [default: local]
+  --level [max|local]      How far folds may reach: local stays with direct
+                           neighbours.  [default: max]
   --trust-initializers     Take initializers that are also graph inputs as
                            constants.
+  --unshare BYTES          Let operators that share a weight have their own, up
+                           to so many bytes more.  [x>=0]
   --json                   The same as --report -.
   --report FILE|-          Write what was found as JSON; with - to stdout, and
                            any text to stderr.
@@ -326,13 +330,13 @@ def test_the_options_of_optimize_reach_the_api(fake: Fake) -> None:
     seen = fake()
     run("optimize", "dir/m.onnx", "-o", "o.onnx", "--no-check", "--provider", "cuda", "--provider",
         "cpu", "--samples", "3", "--seed", "4", "--inputs", "x.npz", "--simplify",
-        "--trust-initializers")  # fmt: skip
+        "--trust-initializers", "--level", "local", "--unshare", "7")  # fmt: skip
     assert seen["optimize"] == (
         ("dir/m.onnx", "o.onnx"),
         {
             "check": False, "providers": ("cuda", "cpu"), "level": "local", "simplify": True,
-            "trust_initializers": True, "samples": 3, "seed": 4, "inputs": "x.npz",
-            "on_progress": None,
+            "trust_initializers": True, "unshare": 7, "samples": 3, "seed": 4,
+            "inputs": "x.npz", "on_progress": None,
         },
     )  # fmt: skip
 
@@ -344,8 +348,8 @@ def test_the_defaults_are_the_apis(fake: Fake) -> None:
     defaults = {"providers": ("cpu",), "samples": 8, "seed": 0, "inputs": None}
     assert seen["optimize"] == (
         ("dir/m.x.onnx", str(Path("dir/m.x.folded.onnx"))),
-        {**defaults, "check": True, "level": "local", "simplify": False,
-         "trust_initializers": False, "on_progress": None},
+        {**defaults, "check": True, "level": "max", "simplify": False,
+         "trust_initializers": False, "unshare": 0, "on_progress": None},
     )  # fmt: skip
     assert seen["check"] == (("a", "b"), {**defaults, "on_progress": None})
 

@@ -14,9 +14,9 @@ from bnfold.errors import InvalidModelError, UsageError
 from bnfold.verify.judge import Verdict
 from tests import nets
 
-# Between the Conv and the BatchNormalization stands a Reshape that changes nothing.
+# Between the Conv and the BatchNormalization stands a power that changes nothing.
 TEXT = """g (float[2,3,8,8] x) => (float[2,6,8,8] y) {
-    c = Conv<pads = [1,1,1,1]>(x, w) s = Shape(c) r = Reshape(c, s)
+    c = Conv<pads = [1,1,1,1]>(x, w) r = Pow(c, one)
     y = BatchNormalization(r, bn_g, bn_b, bn_m, bn_v)
 }"""
 
@@ -25,7 +25,7 @@ TEXT = """g (float[2,3,8,8] x) => (float[2,6,8,8] y) {
 def path(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
     target = tmp_path / "net.onnx"
-    constants = {"w": nets.weight(rng, 6, 3, 3, 3), **nets.batch_norm(rng, "bn", 6)}
+    constants = {"w": nets.weight(rng, 6, 3, 3, 3), "one": np.float32(1), **nets.batch_norm(rng, "bn", 6)}
     onnx.save(nets.model(TEXT, constants), target)
     return target
 

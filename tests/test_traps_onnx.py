@@ -39,27 +39,46 @@ def unchanged(proto: onnx.ModelProto, code: str) -> Report:
 
 # ---- 1. the channel axis moves between the linear operator and the BatchNorm ----
 
-MOVED = {
-    "Transpose": "t = Transpose<perm=[0,2,1]>(m)",
-    "Reshape": "rows = Constant<value_ints=[4,4,4]>() t = Reshape(m, rows)",
-    "Transpose and back": "q = Transpose<perm=[0,2,1]>(m) t = Transpose<perm=[2,1,0]>(q)",
-}
+MOVED = {  # the channels of m lie on axis 2, those of the BatchNormalization on axis 1
+    "Transpose": ("t = Transpose<perm=[0,2,1]>(m)", True),
+    "Transpose and back": ("q = Transpose<perm=[0,2,1]>(m) t = Transpose<perm=[2,1,0]>(q)", True),
+    "Reshape and Transpose": (
+        """rows = Constant<value_ints=[16,2,2]>() q = Reshape(m, rows)
+           back = Constant<value_ints=[4,4,4]>() r = Reshape(q, back)
+           t = Transpose<perm=[1,2,0]>(r)""", True,
+    ),
+    "Reshape": ("rows = Constant<value_ints=[4,4,4]>() t = Reshape(m, rows)", False),
+    "Transpose of the other two": ("t = Transpose<perm=[1,0,2]>(m)", False),
+    "Transpose twice": (
+        "q = Transpose<perm=[0,2,1]>(m) t = Transpose<perm=[0,2,1]>(q)", False,
+    ),
+    "lines that are mixed": (
+        """flat = Constant<value_ints=[2,32]>() q = Reshape(m, flat) p = Transpose(q)
+           rows = Constant<value_ints=[4,4,4]>() t = Reshape(p, rows)""", False,
+    ),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("between", MOVED.values(), ids=MOVED.keys())
-def test_batchnorm_behind_a_moved_channel_axis_stays(
-    between: str, rng: np.random.Generator
+@pytest.mark.parametrize(("between", "reached"), MOVED.values(), ids=MOVED.keys())
+def test_batchnorm_folds_where_its_axis_is_that_of_the_channels(
+    between: str, reached: bool, rng: np.random.Generator
 ) -> None:
     # Every size is 4: shapes alone say nothing.
     proto = nets.model(
         f"""g (float[4,4,4] x) => (float[4,4,4] y) {{
             m = MatMul(x, w)
+            n = Add(m, k)
             {between}
             [bn] y = BatchNormalization(t, a_g, a_b, a_m, a_v)
         }}""",
-        {"w": nets.weight(rng, 4, 4), **nets.batch_norm(rng, "a", 4)},
+        {"w": nets.weight(rng, 4, 4), "k": nets.weight(rng, 4), **nets.batch_norm(rng, "a", 4)},
     )
-    unchanged(proto, "BNF014")
+    proto.graph.node.extend(replaced(proto.graph.node, "m", "n"))
+    unchanged(proto, "BNF014", level="local")
+    model, report = quiet(proto)
+    assert nets.operators(model)["BatchNormalization"] == (not reached)
+    assert (nets.verdicts(report) == {"bn": "backward"}) is reached
+    assert nets.same(proto, model) is not reached
 
 
 # ---- 2. a constant on the wrong axis ----
