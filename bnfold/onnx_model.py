@@ -85,12 +85,14 @@ def plan_model(
         InvalidModelError: Something in the model means nothing.
     """
     try:
-        described = describe(
-            model, sharpened(model, inferred), trust_initializers=options.trust_initializers
-        )
+        described = describe(model, inferred, trust_initializers=options.trust_initializers)
+        plan = options.plan(described.graph, refused)
+        sharper = sharpened(model, inferred) if plan.kept else inferred
+        if sharper is not inferred:  # a shape that nothing stated may be what keeps a step
+            described = describe(model, sharper, trust_initializers=options.trust_initializers)
+            plan = options.plan(described.graph, refused)
     except InvalidModelError as error:
         raise error.at(source) from error
-    plan = options.plan(described.graph, refused)
     return Planned(described, plan, size_of(model))
 
 

@@ -99,6 +99,7 @@ class Constraints:
         draft: The graph, with what is decided so far.
         barred: Operators that may not gain an Add for their bias.
         rigid: Steps that have to stay as they are.
+        held: Steps that have to stay, and can take over units.
         cloned: Weights, by storage, that each of their readers may have for itself.
     """
 
@@ -107,11 +108,12 @@ class Constraints:
         draft: Draft,
         *,
         barred: Container[int] = frozenset(),
-        rigid: frozenset[int] = frozenset(),
+        rigid: Container[int] = frozenset(),
+        held: Container[int] = frozenset(),
         cloned: frozenset[str] = frozenset(),
     ) -> None:
         self.draft = draft
-        self._barred, self._rigid, self._cloned = barred, rigid, cloned
+        self._barred, self._rigid, self._held, self._cloned = barred, rigid, held, cloned
         self.numbering = Numbering(draft)
         self.candidates: list[Candidate] = []
         self.scale_fences: list[tuple[Ids, Fence]] = []
@@ -139,10 +141,6 @@ class Constraints:
     def bytes_of(self, value: ValueId) -> int:
         """The size of a value, with 1 for what is not known."""
         return _bytes(self.draft, value)
-
-    def cost_of(self, index: int) -> int:
-        """What step ``index`` costs while it stays."""
-        return _bytes(self.draft, self.draft.output(index))
 
     def sides(self, index: int) -> tuple[int | None, Ids, Ids]:
         """The axis on which step ``index`` can take over units, and its channels there."""
@@ -242,7 +240,8 @@ class Constraints:
         for value in (x, y):
             self._tie_beside(value, alone, index)
         candidate = self._candidate(index, step, taken)
-        self.candidates.append(candidate)
+        if index not in self._held:
+            self.candidates.append(candidate)
         self.reads[index], self.writes[index] = candidate.x, candidate.y
         if step.form is Form.EITHER:
             self._stays_what_it_is(index, candidate, taken)

@@ -8,13 +8,13 @@ can reach are solved for together.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from bnfold.affine import AffineMap
-from bnfold.channel_graph import Affine, ChannelGraph, Form, Linear, Weight
+from bnfold.channel_graph import Affine, ChannelGraph, Form, Linear, ValueId, Weight
 from bnfold.passes.bases import ChannelUnits, choose_units
 from bnfold.passes.classes import Channels
 from bnfold.passes.constraints import Candidate, Constraints
@@ -47,6 +47,7 @@ def plan_max(
     if any(True for _ in draft.steps()):
         outcome = _solve(draft, _to_clone(graph, unshare_bytes))
         why |= explain(outcome.channels.constraints, outcome.found, why)
+        why |= outcome.held
         units = _Writer(draft, outcome.channels, outcome.found.solution).write()
     folds = (*draft.folds.values(), *evaluated(draft))
     return Plan("max", folds, kept_steps(draft, why), draft.absorptions, units)
@@ -75,6 +76,7 @@ def _to_clone(graph: ChannelGraph, budget: int) -> frozenset[str]:
 class _Outcome:
     channels: Channels
     found: Found
+    held: Mapping[int, Kept]
 
     @property
     def vanished(self) -> tuple[Candidate, ...]:
@@ -150,18 +152,43 @@ class _Accounts:
 def _attempt(
     draft: Draft, cloned: frozenset[str], barred: frozenset[int] = frozenset()
 ) -> _Outcome:
-    """Solve; steps that can only stay as they are, and stay, are then taken to be fixed."""
+    """Solve, and again with what turns out to have to stay.
+
+    A step that can only stay as it is, and stays, can't take over units; and of a chain of steps
+    between two tensors that others know by name, one has to stay.
+    """
     rigid: frozenset[int] = frozenset()
+    held: dict[int, Kept] = {}
     while True:
-        constraints = Constraints(draft, barred=barred, rigid=rigid, cloned=cloned)
+        constraints = Constraints(draft, barred=barred, rigid=rigid, held=held, cloned=cloned)
         channels = Channels.of(constraints)
         found = search(channels.classes())
         gone = {bond.candidate.step for bond in found.solution.vanished}
-        stay = [c for c in constraints.candidates if c.step not in gone]
-        fixed = {c.step for c in stay if _inexpressible(draft, c.step)}
-        if not fixed:
-            return _Outcome(channels, found)
+        fixed = {
+            c.step for c in constraints.candidates
+            if c.step not in gone and _inexpressible(draft, c.step)
+        }  # fmt: skip
+        named = {kept.step: kept for kept in _between_names(draft, gone)}
+        if not fixed and not named:
+            return _Outcome(channels, found, held)
         rigid |= fixed
+        held |= named
+
+
+def _between_names(draft: Draft, gone: set[int]) -> Iterator[Kept]:
+    """Steps whose input and output would be one tensor with two names that others know."""
+    known: dict[ValueId, ValueId] = {}
+    names = dict(draft.anchors)
+    for index in sorted(gone):
+        before, after = draft.input(index), draft.output(index)
+        first = known.get(before, before)
+        if first in names and after in names:
+            name = f"'{draft.values[first].name}'"
+            yield Kept(index, Reason.GRAPH_BOUNDARY, (name,), f"which {names[first].value}")
+            continue
+        known[after] = first
+        if after in names:
+            names[first] = names[after]
 
 
 def _inexpressible(draft: Draft, index: int) -> bool:
@@ -283,10 +310,12 @@ class _Writer:
         self.draft.vanish(index, self._how(near), into, keeps)
 
     def _how(self, near: Mapping[int, set[bool]]) -> How:
-        if near and all(isinstance(self.draft.operator(index), Affine) for index in near):
+        if not near:
+            return How.IDENTITY
+        if all(isinstance(self.draft.operator(index), Affine) for index in near):
             return How.MERGED
         sides = set().union(*near.values())
-        if len(sides) == 2 or not sides:
+        if len(sides) == 2:
             return How.AROUND
         return How.BACKWARD if True in sides else How.FORWARD
 

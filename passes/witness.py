@@ -47,7 +47,9 @@ def explain(constraints: Constraints, found: Found, local: Mapping[int, Kept]) -
         step = bond.candidate.step
         if step not in gone:
             conflict = found.conflicts.get(step)
-            verdicts[step] = local[step] if conflict is None else why.kept(bond, conflict)
+            verdicts[step] = local[step]
+            if conflict is not None and not why.beside_its_axis(bond, local[step]):
+                verdicts[step] = why.kept(bond, conflict)
     return verdicts
 
 
@@ -181,6 +183,10 @@ class _Why:
         if conflict.kind is Broken.SCALE:
             return self._scale(step.step, x, y)
         return self._shift(step.step, x, y)
+
+    def beside_its_axis(self, bond: Bond, local: Kept) -> bool:
+        """Whether a linear operator is next to the step and has its channels elsewhere."""
+        return local.reason is Reason.CHANNEL_AXIS and not self._alone(bond)
 
     def _alone(self, bond: Bond) -> bool:
         """Whether the step could vanish if no other did."""

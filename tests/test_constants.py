@@ -523,7 +523,7 @@ def test_step_by_an_expanded_constant_is_not_stored_expanded() -> None:
            c = Conv(x, w) r = Relu(c) [a] d = Add(r, p) [b] e = Add(d, column) y = Relu(e)"""
     )
     model, report = nets.folded(proto)
-    assert nets.verdicts(report) == {"a": "merged", "b": "BNF014"}
+    assert nets.verdicts(report) == {"a": "merged", "b": "BNF020"}
     assert bytes_of(model) <= bytes_of(proto)
 
 

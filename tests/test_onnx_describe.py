@@ -30,6 +30,11 @@ def constants() -> dict[str, nets.Array]:
         "u": nets.weight(rng, 4, 3, 3, 3), "mat": nets.weight(rng, 4, 5), "k": nets.weight(rng, 4),
         "k4": nets.weight(rng, 4, 1, 1), "two": np.array([2], np.float32),
         "big": np.full((4, 1, 1), 1e30, np.float32), "shape4": np.array([2, 4, 4, 4]),
+        "minus": np.array([1, -2, 1, 3], np.float32).reshape(4, 1, 1),
+        "dead": np.array([1, 2, 0, 3], np.float32).reshape(4, 1, 1),
+        "up": np.array([1, 2, 0.5, 3], np.float32).reshape(4, 1, 1),
+        "k4p": np.array([1.5, 3, 0.25, 3], np.float32).reshape(4, 1, 1),
+        "a_p": np.array([1.5, 1e-3, -0.25, 3], np.float32),
         "q": np.ones((4, 3, 1, 1), np.int8), "qs": np.array(0.5, np.float32),
         "qz": np.array(0, np.int8), **nets.batch_norm(rng, "a", 4), **nets.batch_norm(rng, "p", 3),
     }  # fmt: skip
@@ -60,12 +65,13 @@ def kinds(proto: onnx.ModelProto) -> dict[str, type[Operator]]:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A net in which the step ``s`` stays, and what stands in its way."""
+    """A net in which the step ``s`` stays at ``level``, and what stands in its way."""
 
     body: str
     witness: tuple[str, ...]
     inputs: str = ""
     outputs: str = "float[2,4,4,4] y"
+    level: str = "max"
 
 
 FOUR = "float[2,4,4,4] z"
@@ -88,17 +94,17 @@ REASONS: dict[Reason, Case] = {
     ),
     Reason.CHANNEL_AXIS: Case("c = Conv(x, w) [s] y = Mul(c, k)", ("Conv(c)",)),
     Reason.OTHER_READER: Case(
-        "c = Conv(x, w) [s] b = Mul(c, two) y = Max(b, c)", ("Max(y)",)
+        "c = Conv(x, w) [s] b = Mul(c, two) y = Max(b, c)", ("Max(y)",), level="local"
     ),
     Reason.GRAPH_BOUNDARY: Case(
         "c = Conv(x, w) [s] y = Mul(c, two)", ("'c'",), "",
-        "float[2,4,4,4] y, float[2,4,4,4] c",
+        "float[2,4,4,4] y, float[2,4,4,4] c", "local",
     ),
     Reason.CAPTURED: Case(
         """c = Conv(x, w) [s] b = Mul(c, two) d = If(t) <
             then_branch = th () => (float[2,4,4,4] e) { e = Relu(c) },
             else_branch = el () => (float[2,4,4,4] f) { f = Abs(c) }> y = Max(b, d)""",
-        ("'c'",), "bool t",
+        ("'c'",), "bool t", level="local",
     ),
     Reason.ZERO_PADDING: Case(
         f"r = Relu(x) [s] b = {BN}(r, p_g, p_b, p_m, p_v) y = Conv<pads=[1,1,1,1]>(b, u)",
@@ -114,7 +120,29 @@ REASONS: dict[Reason, Case] = {
     Reason.RANGE: Case("c = Conv(x, w) [s] d = Mul(c, big) y = Mul(d, big)", ("Conv(c)",)),
     Reason.NO_LINEAR_NEIGHBOUR: Case(
         "r = Relu(z) [s] b = Mul(r, two) y = Relu(b)", ("Relu(r) before it", "Relu(y) after it"),
-        FOUR,
+        FOUR, level="local",
+    ),
+    Reason.SIGN: Case(
+        "c = Conv(x, w) e = Relu(c) [s] b = Mul(e, minus) r = Relu(b) y = Conv(r, v)",
+        ("Relu(e)",),
+    ),
+    Reason.ZERO_SCALE: Case(
+        "c = Conv(x, w) e = Relu(c) [s] b = Mul(e, dead) r = Relu(b) y = Conv(r, v)",
+        ("Relu(r)",),
+    ),
+    Reason.SHIFT: Case(
+        "c = Conv(x, w) e = Relu(c) [s] b = Add(e, k4) r = Relu(b) y = Conv(r, v)", ("Relu(r)",)
+    ),
+    Reason.FENCED: Case(
+        "e = Sigmoid(z) [s] b = Mul(e, k4) y = Sigmoid(b)", ("Sigmoid(e)", "Sigmoid(y)"), FOUR
+    ),
+    Reason.OTHER_PATH: Case(
+        f"c = Conv(x, w) [s] b = {BN}(c, a_p, a_b, a_m, a_v) m = Add(b, c) y = Conv(m, v)",
+        ("Add(m)",),
+    ),
+    Reason.OTHER_STEP: Case(
+        "c = Conv(x, w) e = Relu(c) [t] d = Mul(e, up) [s] b = Mul(e, k4p) y = Max(d, b)",
+        ("t",),
     ),
 }  # fmt: skip
 
@@ -133,13 +161,43 @@ def test_every_reason_has_a_code_and_a_sentence_of_its_own() -> None:
 def test_step_that_stays_names_its_reason_and_what_stands_in_the_way(reason: Reason) -> None:
     case = REASONS[reason]
     proto = net(case.body, case.inputs, case.outputs, opset=19)
-    _, report = nets.folded(proto)
+    _, report = nets.folded(proto, level=case.level)
     step = next(step for step in report.steps if step.name == "s")
     assert (step.verdict, step.code, step.reason) == ("kept", reason.code, reason.slug)
     assert step.witness == case.witness
     assert all(name in step.sentence for name in case.witness) or "{" not in reason.sentence
     if reason is not Reason.RANGE:  # which is known only once the weights are computed
-        assert nets.verdicts(bnfold.explain(proto))["s"] == reason.code
+        assert nets.verdicts(bnfold.explain(proto, level=case.level))["s"] == reason.code
+
+
+@pytest.mark.parametrize("reason", Reason, ids=lambda reason: reason.slug)
+def test_step_that_stays_names_what_is_in_the_model_and_what_would_free_it(reason: Reason) -> None:
+    case = REASONS[reason]
+    proto = net(case.body, case.inputs, case.outputs, opset=19)
+    report = nets.folded(proto, level=case.level)[1]
+    named = names(proto)
+    for step in report.kept:
+        assert step.witness
+        assert {re.sub(r" (before|after) it$", "", w) for w in step.witness} <= named
+        code = next(other for other in Reason if other.code == step.code)
+        assert bool(step.hint) == bool(code.hint)
+        assert "{" not in step.hint
+        assert all(w in step.hint for w in step.witness) or "{" not in code.hint
+
+
+def names(proto: onnx.ModelProto) -> set[str]:
+    """What a witness may be: a node, by name or by what it makes, or a tensor in quotes."""
+    found = {f"'{value.name}'" for graph in graphs(proto) for value in graph.input}
+    for node in nets.nodes(proto):
+        found |= {node.name or f"{node.op_type}({node.output[0]})"}
+        found |= {f"'{name}'" for name in node.output}
+    return found
+
+
+def test_a_name_that_is_in_no_model_would_be_seen() -> None:
+    proto = net(REASONS[Reason.CAPTURED].body, "bool t")
+    assert {"Conv(c)", "s", "'c'", "'x'", "If(d)", "Relu(e)", "'f'"} <= names(proto)
+    assert not {"Conv(d)", "c", "'w'", "Mul(b)", "Max(y) after it"} & names(proto)
 
 
 # ---- what an operator is taken for ----
@@ -186,11 +244,11 @@ def test_integer_arithmetic_is_no_step() -> None:
         ("Dropout(c)", 17, "backward"),
         ("Dropout(c, half)", 17, "backward"),
         ("Dropout(c, half, no)", 17, "backward"),
-        ("Dropout(c, half, yes)", 17, "BNF014"),
-        ("Dropout(c, half, t)", 17, "BNF014"),
+        ("Dropout(c, half, yes)", 17, "BNF018"),
+        ("Dropout(c, half, t)", 17, "BNF018"),
         ("Dropout(c)", 7, "backward"),
         ("Dropout<is_test=1>(c)", 6, "backward"),
-        ("Dropout(c)", 6, "BNF014"),
+        ("Dropout(c)", 6, "BNF018"),
     ],
 )
 def test_units_pass_a_dropout_only_when_it_does_nothing(
@@ -204,7 +262,9 @@ def test_units_pass_a_dropout_only_when_it_does_nothing(
          "yes": np.array(True), "no": np.array(False)},
         opset=opset,
     )  # fmt: skip
-    assert nets.verdicts(bnfold.explain(proto)) == {"mul": verdict}
+    report = bnfold.explain(proto)
+    assert nets.verdicts(report) == {"mul": verdict}
+    assert nets.witness(report, "mul") == (() if verdict == "backward" else ("Dropout(d)", "'y'"))
 
 
 def test_mask_that_is_read_makes_a_dropout_opaque() -> None:
@@ -212,7 +272,9 @@ def test_mask_that_is_read_makes_a_dropout_opaque() -> None:
         "c = Conv(x, w) d, mask = Dropout(c) [mul] y = Mul(d, two)", "",
         "float[2,4,4,4] y, bool[2,4,4,4] mask",
     )  # fmt: skip
-    assert nets.verdicts(bnfold.explain(proto)) == {"mul": "BNF014"}
+    report = bnfold.explain(proto)
+    assert nets.verdicts(report) == {"mul": "BNF018"}
+    assert nets.witness(report, "mul") == ("Dropout(d)", "'y'")
 
 
 # ---- subgraphs ----
@@ -280,9 +342,11 @@ def test_value_from_outside_is_not_restored_by_a_step_inside() -> None:
             else_branch = el () => (float[2,4,4,4] e) {{ e = Relu(c) }}>""",
         "bool t",
     )
-    model, report = nets.folded(proto)
-    assert nets.same(proto, model)
-    assert nets.verdicts(report) == {"bn": "BNF009"}
+    for level, code in (("max", "BNF018"), ("local", "BNF009")):
+        model, report = nets.folded(proto, level=level)
+        assert nets.same(proto, model)
+        assert nets.verdicts(report) == {"bn": code}
+        assert "'c'" in nets.witness(report, "bn")
 
 
 def test_value_captured_two_levels_down_keeps_its_units() -> None:
@@ -294,9 +358,11 @@ def test_value_captured_two_levels_down_keeps_its_units() -> None:
             else_branch = el () => (float[2,4,4,4] i) {{ i = Abs(b) }}> y = Max(b, d)""",
         "bool t",
     )
-    model, report = nets.folded(proto)
-    assert nets.same(proto, model)
-    assert nets.verdicts(report) == {"bn": "BNF009"}
+    for level, code in (("max", "BNF018"), ("local", "BNF009")):
+        model, report = nets.folded(proto, level=level)
+        assert nets.same(proto, model)
+        assert nets.verdicts(report) == {"bn": code}
+        assert "'c'" in nets.witness(report, "bn")
 
 
 def test_output_of_a_step_may_be_captured() -> None:
@@ -575,8 +641,8 @@ def test_step_folds_into_all_that_read_it() -> None:
 @pytest.mark.parametrize(
     ("other", "outputs", "code"),
     [
-        ("d = Relu(b)", "float[2,3,4,4] d", "BNF007"),
-        ("", "float[2,3,4,4] b", "BNF008"),
+        ("d = Relu(b)", "float[2,3,4,4] d", "BNF017"),
+        ("", "float[2,3,4,4] b", "BNF018"),
         ("d = Conv<pads=[0,0,0,1]>(b, w2)", "float[2,4,4,5] d", "BNF010"),
     ],
 )

@@ -25,7 +25,11 @@ TEXT = """g (float[2,3,8,8] x) => (float[2,6,8,8] y) {
 def path(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
     target = tmp_path / "net.onnx"
-    constants = {"w": nets.weight(rng, 6, 3, 3, 3), "one": np.float32(1), **nets.batch_norm(rng, "bn", 6)}
+    constants = {
+        "w": nets.weight(rng, 6, 3, 3, 3),
+        "one": np.float32(1),
+        **nets.batch_norm(rng, "bn", 6),
+    }
     onnx.save(nets.model(TEXT, constants), target)
     return target
 
