@@ -24,7 +24,7 @@ from bnfold.passes.potentials import Ids
 from bnfold.passes.search import Found, Regions, search
 from bnfold.passes.solution import Solution
 from bnfold.passes.witness import explain
-from bnfold.planning import How, Kept, Plan, Stored, Units
+from bnfold.planning import How, Kept, Plan, Reason, Stored, Units
 
 
 def plan_max(
