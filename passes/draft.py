@@ -186,7 +186,9 @@ class Draft:
         if stored is Stored.AFTER:
             self._holds[before] = self.holds(after)
         if after in self.anchors:
-            self.anchors[before] = self.anchors.pop(after)
+            anchor = self.anchors.pop(after)
+            if before not in self.anchors or anchor is Anchor.OUTPUT:
+                self.anchors[before] = anchor
         self.folds[step] = Fold(step, how, into, stored)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bnfold.affine import AffineMap
-from bnfold.channel_graph import Affine, ChannelGraph, Form, Linear, ValueId, Weight
+from bnfold.channel_graph import Affine, Anchor, ChannelGraph, Form, Linear, ValueId, Weight
 from bnfold.passes.bases import ChannelUnits, choose_units
 from bnfold.passes.classes import Channels
 from bnfold.passes.constraints import Candidate, Constraints
@@ -176,17 +176,17 @@ def _attempt(
 
 
 def _between_names(draft: Draft, gone: set[int]) -> Iterator[Kept]:
-    """Steps whose input and output would be one tensor with two names that others know."""
-    known: dict[ValueId, ValueId] = {}
-    names = dict(draft.anchors)
+    """Steps whose input and output would be one tensor under two names of the graph's boundary."""
+    tensor: dict[ValueId, ValueId] = {}
+    names = {v: a for v, a in draft.anchors.items() if a is not Anchor.CAPTURED}
     for index in sorted(gone):
         before, after = draft.input(index), draft.output(index)
-        first = known.get(before, before)
+        first = tensor.get(before, before)
         if first in names and after in names:
             name = f"'{draft.values[first].name}'"
             yield Kept(index, Reason.GRAPH_BOUNDARY, (name,), f"which {names[first].value}")
             continue
-        known[after] = first
+        tensor[after] = first
         if after in names:
             names[first] = names[after]
 
@@ -304,8 +304,10 @@ class _Writer:
         before, after = self.draft.input(index), self.draft.output(index)
         named, renamed = self.draft.holds(before), self.draft.holds(after)
         keeps = Stored.BEFORE if named not in stored or renamed in stored else Stored.AFTER
-        if after in self.draft.anchors:
-            keeps = Stored.AFTER
+        anchors = self.draft.anchors
+        if before in anchors or after in anchors:  # the name that others know stays
+            stays = before in anchors and anchors.get(after) is not Anchor.OUTPUT
+            keeps = Stored.BEFORE if stays else Stored.AFTER
         into = tuple(sorted(near))
         self.draft.vanish(index, self._how(near), into, keeps)
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from bnfold.channel_graph import (
     Affine,
+    Anchor,
     Form,
     Linear,
     Link,
@@ -172,6 +173,8 @@ def _bases(net: Net) -> Iterator[Units]:
 
 
 def _with_steps(net: Net, units: Units, folded: frozenset[int]) -> Units | None:
+    if _has_two_names(net, folded):
+        return None
     try:
         for index, step in net.steps.items():
             _step(net, units, step, index in folded)
@@ -179,6 +182,16 @@ def _with_steps(net: Net, units: Units, folded: frozenset[int]) -> Units | None:
     except ContradictionError:
         return None
     return units
+
+
+def _has_two_names(net: Net, folded: frozenset[int]) -> bool:
+    """Whether a tensor would be two inputs or outputs of the graph at once."""
+    tensor = {value: value for value in range(len(net.graph.values))}
+    for index in sorted(folded):
+        step = net.steps[index]
+        tensor[step.outputs[0]] = tensor[step.inputs[0]]
+    named = [v for v, anchor in net.graph.anchors.items() if anchor is not Anchor.CAPTURED]
+    return len({tensor[v] for v in named}) < len(named)
 
 
 # ---- the table ----

@@ -124,7 +124,7 @@ REASONS: dict[Reason, Case] = {
     ),
     Reason.SIGN: Case(
         "c = Conv(x, w) e = Relu(c) [s] b = Mul(e, minus) r = Relu(b) y = Conv(r, v)",
-        ("Relu(e)",),
+        ("Relu(e)", "Relu(r)"),
     ),
     Reason.ZERO_SCALE: Case(
         "c = Conv(x, w) e = Relu(c) [s] b = Mul(e, dead) r = Relu(b) y = Conv(r, v)",
@@ -641,7 +641,7 @@ def test_step_folds_into_all_that_read_it() -> None:
 @pytest.mark.parametrize(
     ("other", "outputs", "code"),
     [
-        ("d = Relu(b)", "float[2,3,4,4] d", "BNF017"),
+        ("d = Relu(b)", "float[2,3,4,4] d", "BNF018"),
         ("", "float[2,3,4,4] b", "BNF018"),
         ("d = Conv<pads=[0,0,0,1]>(b, w2)", "float[2,4,4,5] d", "BNF010"),
     ],
