@@ -22,8 +22,8 @@ _SPREAD = {"FLOAT": 64.0, "BFLOAT16": 64.0, "DOUBLE": 512.0, "FLOAT16": 16.0}
 class Bond:
     """A step as equations between classes, on the channels that can be solved for either side.
 
-    ``at`` are those channels. ``x``, ``y`` and ``y_shift`` are the scale classes of the awkward
-    channels before and after the step, and the shift classes after it.
+    ``at`` are those channels. ``x`` and ``y`` are the scale classes of the awkward channels before
+    and after the step, ``x_shift`` and ``y_shift`` the shift classes.
     """
 
     candidate: Candidate
@@ -33,6 +33,7 @@ class Bond:
     awkward: Ids
     x: Ids
     y: Ids
+    x_shift: Ids
     y_shift: Ids
 
 
@@ -63,7 +64,9 @@ class Classes:
     def part(self, bonds: Sequence[Bond]) -> Classes:
         """The classes that ``bonds`` touch, and the sums that these are in."""
         scale = _touched([b.scale for b in bonds], [b.x for b in bonds], [b.y for b in bonds])
-        shift = _touched([b.shift for b in bonds], [b.y_shift for b in bonds])
+        shift = _touched(
+            [b.shift for b in bonds], [b.x_shift for b in bonds], [b.y_shift for b in bonds]
+        )
         rows = np.isin(self.sums.numbers, shift[1:]).any(axis=1)
         shift = np.union1d(shift, self.sums.numbers[rows])
         shift = shift[shift >= 0]
@@ -71,6 +74,7 @@ class Classes:
             replace(
                 b, scale=_renumbered(b.scale, scale), shift=_renumbered(b.shift, shift),
                 x=np.searchsorted(scale, b.x), y=np.searchsorted(scale, b.y),
+                x_shift=np.searchsorted(shift, b.x_shift),
                 y_shift=np.searchsorted(shift, b.y_shift),
             ) for b in bonds
         )  # fmt: skip
@@ -146,7 +150,8 @@ class Channels:
         return Bond(
             step, at, Edges.of(self.scale[x], self.scale[y], a, 0.0, step.step),
             Edges.of(self.shift[x], self.shift[y], slope, offset, step.step), awkward,
-            self.scale[step.x[awkward]], self.scale[step.y[awkward]], self.shift[step.y[awkward]],
+            self.scale[step.x[awkward]], self.scale[step.y[awkward]],
+            self.shift[step.x[awkward]], self.shift[step.y[awkward]],
         )  # fmt: skip
 
     def _sums(self, sums: Sums) -> Sums:
@@ -168,7 +173,12 @@ class Channels:
         stiff = np.zeros(count, bool)
         stiff[0] = True
         stiff[self.scale[self.constraints.stiff]] = True
-        return (reads == 1) & ~stiff, (writes == 1) & ~stiff
+        # A step that is only a scale or only a shift can neither write nor read what is neither.
+        written, read = stiff.copy(), stiff.copy()
+        for index in self.constraints.narrow:
+            written[self.scale[self.constraints.writes[index]]] = True
+            read[self.scale[self.constraints.reads[index]]] = True
+        return (reads == 1) & ~written, (writes == 1) & ~read
 
     def _limits(self, count: int) -> F64:
         limit = np.full(count, _SPREAD["DOUBLE"])

@@ -122,6 +122,7 @@ class Constraints:
         self.writes: dict[int, Ids] = {}
         self.bare: list[int] = []
         self.agreeing: set[int] = set()
+        self.narrow: list[int] = []
         self._parts = _Parts()
         self._products: list[int] = []
         self._shared: dict[str, list[int]] = defaultdict(list)
@@ -244,6 +245,7 @@ class Constraints:
             self.candidates.append(candidate)
         self.reads[index], self.writes[index] = candidate.x, candidate.y
         if step.form is Form.EITHER:
+            self.narrow.append(index)
             self._stays_what_it_is(index, candidate, taken)
 
     def _own_axis(self, index: int, step: Affine) -> int | None:

@@ -83,7 +83,9 @@ class Regions:
         parts = list(_summed(classes, first))
         for at, step in enumerate(steps, start=count):
             scales = np.concatenate([step.scale.source, step.scale.target, step.x, step.y])
-            shifts = np.concatenate([step.shift.source, step.shift.target, step.y_shift])
+            shifts = np.concatenate(
+                [step.shift.source, step.shift.target, step.x_shift, step.y_shift]
+            )
             met = np.concatenate([scales[scales != 0], first + shifts[shifts != 0]])
             parts.append(Edges.of(met, np.full_like(met, at)))
         found = Potentials.free(count + len(steps), 0.0)

@@ -191,8 +191,9 @@ class Solution:
         x, y, classes = self.scale.root[step.x], self.scale.root[step.y], self.classes
         apart = x != y
         backward = classes.leaf_x[x] & self.whole[x] & ~self.frozen[x] & apart
-        loose = self.shift.root[step.y_shift] != 0
-        forward = classes.leaf_y[y] & self.whole[y] & ~self.frozen[y] & loose & apart
+        backward &= self.shift.root[step.x_shift] != 0
+        forward = classes.leaf_y[y] & self.whole[y] & ~self.frozen[y] & apart
+        forward &= self.shift.root[step.y_shift] != 0
         lost = ~(backward | forward)
         if lost.any():
             entry = int(step.awkward[np.argmax(lost)])

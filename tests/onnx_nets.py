@@ -208,10 +208,12 @@ def batch_norm(m: Maker) -> None:
 def normalised(m: Maker, value: Live) -> Live:
     """``value`` behind a BatchNormalization with statistics as hard as they come."""
     size = value.channels
+    gamma = m.scales(size)
     variance = m.rng.uniform(0.05, 4, size) * 10.0 ** m.pick((0, 0, 0, -2, 3))
+    variance[(gamma != 0) & (np.abs(gamma) < 1e-2)] = 1  # or two tiny numbers meet
     if m.chance(0.1):
         variance[m.upto(size) - 1] = 0
-    rest = [m.scales(size), m.rng.normal(size=size), m.rng.normal(size=size), variance]
+    rest = [gamma, m.rng.normal(size=size), m.rng.normal(size=size), variance]
     attributes: dict[str, Any] = {} if m.chance() else {"epsilon": 1e-3}
     inputs = [value.name, *(m.constant(v) for v in rest)]
     return m.put(value, m.node("BatchNormalization", inputs, **attributes))
@@ -548,6 +550,8 @@ def resize(m: Maker) -> None:
         return
     where = m.pick(("half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel"))
     mode = m.pick(("nearest", "linear", "cubic")) if value.rank == 4 else "nearest"
+    if ratio == 1.5 or where == "align_corners":
+        mode = "nearest"  # the oracle's weights are exact only at even places
     attributes: dict[str, Any] = {"mode": mode, "coordinate_transformation_mode": where}
     inputs = [value.name, "", scales]
     if m.chance(0.3) and all(value.known(k) for k in range(value.rank)):
@@ -561,13 +565,13 @@ def sampled(m: Maker) -> None:
     if m.opset < 16:
         raise Impossible
     if m.chance():
-        corner = m.rng.uniform(0, 2, (3, 2))
-        boxes = m.constant(np.hstack([corner, corner + m.rng.uniform(1, 2, (3, 2))]))
+        corner = m.rng.integers(0, 3, (3, 2)) / 2
+        boxes = m.constant(np.hstack([corner, corner + m.pick((1, 2))]))
         name = m.node("RoiAlign", [value.name, boxes, m.ints([0, 1, 1])],
                       output_height=2, output_width=2)  # fmt: skip
         three = value.sized(0, lambda _: 3)
     elif value.known(0):
-        grid = m.constant(m.rng.uniform(-1.2, 1.2, (value.shapes[0][0], 2, 2, 2)))
+        grid = m.constant(m.rng.integers(-4, 5, (value.shapes[0][0], 2, 2, 2)) / 4)
         padding = m.pick(("zeros", "border", "reflection"))
         name = m.node("GridSample", [value.name, grid], padding_mode=padding)
         three = value

@@ -11,7 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
 
+import bnfold
+from models import export_onnx
 from tests import nets
 
 BN = "BatchNormalization"
@@ -49,7 +52,7 @@ def constants() -> dict[str, nets.Array]:
         "shift": nets.weight(rng, 4, 1, 1), "root2": np.float32(np.sqrt(2)), "one": np.float32(1),
         "half": np.float32(0.5), "eighth": np.float32(0.125), "sizes": np.array([2, 4, 12, 12]),
         "five": np.array([2, 2, 2, 6, 6]), "four": np.array([2, 4, 6, 6]), "flat": np.array([-1, 8]),
-        "heads": np.array([0, -1, 2, 4]), "back": np.array([2, -1, 8]), "ones3": np.array([1] * 3),
+        "heads": np.array([0, -1, 2, 4]), "heads8": np.array([-1, 6, 8]), "back": np.array([2, -1, 8]), "ones3": np.array([1] * 3),
         "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]), "from1": np.array([1]), "to3": np.array([3]),
         "from0": np.array([0]), "to2": np.array([2]), "axis1": np.array([1]), "to4": np.array([4]),
     }  # fmt: skip
@@ -132,10 +135,6 @@ JOINS = {
     ),
 }  # fmt: skip
 
-BLOCK = """n = {first} r = Relu(n) c1 = Conv<pads=[1,1,1,1]>(r, u1) n2 = {second} r2 = Relu(n2)
-    c2 = Conv<pads=[1,1,1,1]>(r2, u2) t = Add(c2, x0)"""
-
-
 def preactivation(first: str) -> str:
     """A pre-activation block between Convs: BatchNorm, Relu, Conv, twice, and the input added."""
     return f"""x0 = Conv(x, w1, b1) [s] n = {bn(first, "x0")} r = Relu(n)
@@ -167,3 +166,186 @@ RESIDUAL = {
         {"MatMul": 2, "Add": 2}, inputs=LINES, outputs=OUT3,
     ),
 }  # fmt: skip
+
+MOVERS = {
+    "AveragePool": "AveragePool<kernel_shape=[2,2]>({x})",
+    "GlobalAveragePool": "GlobalAveragePool({x})",
+    "ReduceMean": "ReduceMean<axes=[2,3]>({x})",
+    "Resize": 'Resize<mode="linear">({x}, , , sizes)',
+    "reflect Pad": 'Pad<mode="reflect">({x}, pads)',
+    "edge Pad": 'Pad<mode="edge">({x}, pads)',
+    "Identity": "Identity({x})",
+}
+POSITIVE_MOVERS = {
+    "MaxPool": "MaxPool<kernel_shape=[2,2]>({x})",
+    "GlobalMaxPool": "GlobalMaxPool({x})",
+}
+NO_SHIFT = {
+    "constant Pad": "Pad({x}, pads)",
+    "Relu": "Relu({x})",
+    "LeakyRelu": "LeakyRelu({x})",
+}
+
+
+def passing() -> dict[str, Row]:
+    """What passes which operator, backward into a Conv and forward into one."""
+    rows: dict[str, Row] = {}
+    for name, text in {**MOVERS, **POSITIVE_MOVERS}.items():
+        kind = text.split("(")[0].split("<")[0]
+        signs = "a" if name in POSITIVE_MOVERS else "h"
+        back = f"c = Conv(x, w1, b1) p = {text.format(x='c')} [s] y = {bn(signs, 'p')}"
+        ahead = f"""r = Relu(x) [s] n = {bn(signs, "r")} p = {text.format(x="n")}
+            y = Conv(p, w1, b1)"""
+        rows[f"backward through {name}"] = Row(back, {"Conv": 1, kind: 1})
+        rows[f"forward through {name}"] = Row(ahead, {"Relu": 1, kind: 1, "Conv": 1})
+        if name in POSITIVE_MOVERS:
+            rows[f"negative, backward through {name}"] = Row(
+                back.replace("a_", "s_"), {"Conv": 1, kind: 1, BN: 1}, {"s": "BNF015"}
+            )
+    for name, text in NO_SHIFT.items():
+        kind = text.split("(")[0].split("<")[0]
+        back = f"c = Conv(x, w1, b1) p = {text.format(x='c')} [s] y = "
+        ahead = "z = Sigmoid(x) [s] n = {step} p = %s y = Conv(p, w1, b1)" % text.format(x="n")
+        rows[f"Mul, backward through {name}"] = Row(back + "Mul(p, up)", {"Conv": 1, kind: 1})
+        rows[f"Mul, forward through {name}"] = Row(
+            ahead.format(step="Mul(z, up)"), {"Sigmoid": 1, kind: 1, "Conv": 1}
+        )
+        rows[f"Add, backward through {name}"] = Row(
+            back + "Add(p, shift)", {"Conv": 1, kind: 1, "Add": 1}, {"s": "BNF017"}
+        )
+        rows[f"Add, forward through {name}"] = Row(
+            ahead.format(step="Add(z, shift)"), {"Sigmoid": 1, kind: 1, "Conv": 1, "Add": 1},
+            {"s": "BNF017"},
+        )  # fmt: skip
+    return rows
+
+
+SPLIT = "p, q = Split<axis=1>(c)"
+MOVED = {
+    "backward through a channel shuffle": Row(
+        f"c = Conv(x, w1, b1) {SHUFFLE.format(x='c', y='p')} [s] y = {bn('h', 'p')}",
+        {"Conv": 1, "Reshape": 2, "Transpose": 1},
+    ),
+    "forward through a channel shuffle": Row(
+        f"r = Relu(x) [s] n = {bn('h', 'r')} {SHUFFLE.format(x='n', y='p')} y = Conv(p, w1, b1)",
+        {"Relu": 1, "Reshape": 2, "Transpose": 1, "Conv": 1},
+    ),
+    "backward through a Split, one of the halves": Row(
+        f"""c = Conv(x, wide8, row8) {SPLIT} [s] n = {bn("h", "p")} m = Max(q, x)
+            y = Add(n, m)""",
+        {"Conv": 1, "Split": 1, "Max": 1, "Add": 1},
+    ),
+    "backward through a Split, each half a step of its own": Row(
+        f"c = Conv(x, wide8, row8) {SPLIT} [s] n = {bn('h', 'p')} [t] m = {bn('i', 'q')} y = Max(n, m)",
+        {"Conv": 1, "Split": 1, "Max": 1},
+    ),
+    "forward through a Split": Row(
+        f"""r = Relu(x) [s] c = {bn("n8", "r")} {SPLIT} d = Conv(p, w1, b1) e = Conv(q, w2, b2)
+            y = Add(d, e)""",
+        {"Relu": 1, "Split": 1, "Conv": 2, "Add": 1}, inputs="float[2,8,6,6] x",
+    ),
+    "backward through a Slice of some of the channels": Row(
+        f"c = Conv(x, wide8, row8) p = Slice(c, from0, to4, axis1) [s] y = {bn('h', 'p')}",
+        {"Conv": 1, "Slice": 1},
+    ),
+    "forward through a Slice of some of the channels": Row(
+        f"r = Relu(x) [s] n = {bn('n8', 'r')} p = Slice(n, from0, to4, axis1) y = Conv(p, w1, b1)",
+        {"Relu": 1, "Slice": 1, "Conv": 1}, inputs="float[2,8,6,6] x",
+    ),
+    "backward through Casts": Row(
+        f"c = Conv(x, w1, b1) d = Cast<to=11>(c) e = Cast<to=1>(d) [s] y = {bn('h', 'e')}",
+        {"Conv": 1, "Cast": 2},
+    ),
+    "forward through Casts": Row(
+        f"""r = Relu(x) [s] n = {bn("h", "r")} d = Cast<to=11>(n) e = Cast<to=1>(d)
+            y = Conv(e, w1, b1)""",
+        {"Relu": 1, "Cast": 2, "Conv": 1},
+    ),
+    "a channel of scale 0, into the Conv before a pooling": Row(
+        "c = Conv(x, w1, b1) p = AveragePool<kernel_shape=[2,2]>(c) [s] y = Mul(p, zero)",
+        {"Conv": 1, "AveragePool": 1},
+    ),
+    "a channel of scale 0, into the Conv behind a pooling": Row(
+        """r = Relu(x) [s] n = Mul(r, zero) p = AveragePool<kernel_shape=[2,2]>(n)
+           y = Conv(p, w1, b1)""",
+        {"Relu": 1, "AveragePool": 1, "Conv": 1},
+    ),
+    "a channel of scale 0 that somebody would have to undo": Row(
+        "r = Relu(x) [s] n = Mul(r, zero) c = Conv(r, w1, b1) m = Relu(n) y = Add(m, c)",
+        {"Relu": 2, "Mul": 1, "Conv": 1, "Add": 1}, {"s": "BNF016"},
+    ),
+}  # fmt: skip
+
+LEVIT = f"""m = MatMul(x, m1) f = Reshape(m, flat) [s] n = {bn("n8", "f")} p = Reshape(n, back)
+    q = Reshape(p, heads) t = Transpose<perm=[0,2,1,3]>(q) y = Softmax(t)"""
+GELU = """h0 = MatMul(x, m1) h = Add(h0, row8) [div] d = Div(h, root2) e = Erf(d) [add] f = Add(e, one)
+    g = Mul(h, f) [mul] i = Mul(g, half) y = MatMul(i, m2)"""
+ATTENTION = """q0 = MatMul(x, m1) q = Add(q0, row8) k0 = MatMul(x, m2) k1 = Add(k0, row8b)
+    kt = Transpose<perm=[0,2,1]>(k1) a = MatMul(q, kt) [s] b = {scale} y = Softmax(b)"""
+GATE = """c = Conv(x, w1, b1) g = GlobalAveragePool(c) e = Conv(g, w2, b2) s0 = Sigmoid(e)
+    m = Mul(c, s0) [s] n = {step} y = Conv(n, w3, b3)"""
+
+BLOCKS = {
+    "LeViT": Row(LEVIT, {"MatMul": 1, "Add": 1, "Reshape": 3, "Transpose": 1, "Softmax": 1},
+                 inputs="float[2,6,8] x"),
+    "LeViT, symbolic batch": Row(
+        LEVIT.replace("back", "heads8"),
+        {"MatMul": 1, "Add": 1, "Reshape": 3, "Transpose": 1, "Softmax": 1},
+        inputs="float[N,6,8] x",
+    ),
+    "squeeze and excite, Mul behind the gate": Row(
+        GATE.format(step="Mul(m, k)"),
+        {"Conv": 3, "GlobalAveragePool": 1, "Sigmoid": 1, "Mul": 1},
+    ),
+    "squeeze and excite, BatchNorm before the gate": Row(
+        f"""r = Relu(x) [s] c = {bn("h", "r")} g = GlobalAveragePool(c) e = Conv(g, w2, b2)
+            s0 = Sigmoid(e) m = Mul(c, s0) y = Conv(m, w3, b3)""",
+        {"Relu": 1, BN: 1, "GlobalAveragePool": 1, "Conv": 2, "Sigmoid": 1, "Mul": 1},
+        {"s": "BNF017"},
+    ),
+    "squeeze and excite, Mul before the gate": Row(
+        """r = Relu(x) [s] c = Mul(r, k) g = GlobalAveragePool(c) e = Conv(g, w2, b2)
+           s0 = Sigmoid(e) m = Mul(c, s0) y = Conv(m, w3, b3)""",
+        {"Relu": 1, "GlobalAveragePool": 1, "Conv": 2, "Sigmoid": 1, "Mul": 1},
+    ),
+    "GELU written out": Row(
+        GELU, {"MatMul": 2, "Add": 2, "Erf": 1, "Mul": 1}, {"add": "BNF018"},
+        inputs=LINES, outputs=OUT3,
+    ),
+    "scale of an attention": Row(
+        ATTENTION.format(scale="Mul(a, eighth)"),
+        {"MatMul": 3, "Add": 2, "Transpose": 1, "Softmax": 1}, inputs=LINES, outputs=OUT3,
+    ),
+    "division of an attention": Row(
+        ATTENTION.format(scale="Div(a, root2)"),
+        {"MatMul": 3, "Add": 2, "Transpose": 1, "Softmax": 1}, inputs=LINES, outputs=OUT3,
+    ),
+    "LayerNormalization, Mul and Add": Row(
+        "n = LayerNormalization(x, gain8, row8) [s] m = Mul(n, row8b) [t] y = Add(m, row8)",
+        {"LayerNormalization": 1}, inputs=LINES, outputs=OUT3,
+    ),
+    "LayerNormalization without a bias": Row(
+        "n = LayerNormalization(x, gain8) [s] m = Mul(n, row8b) [t] y = Add(m, row8)",
+        {"LayerNormalization": 1}, inputs=LINES, outputs=OUT3,
+    ),
+    "Mul before a LayerNormalization": Row(
+        "r = Relu(x) [s] m = Mul(r, row8b) y = LayerNormalization(m, gain8, row8)",
+        {"Relu": 1, "Mul": 1, "LayerNormalization": 1}, {"s": "BNF018"},
+        inputs=LINES, outputs=OUT3,
+    ),
+}  # fmt: skip
+
+ROWS = {**JOINS, **RESIDUAL, **passing(), **MOVED, **BLOCKS}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_what_can_vanish_does_and_nothing_else(name: str) -> None:
+    row = ROWS[name]
+    proto = net(row.body, row.inputs, row.outputs, opset=row.opset)
+    model, report = nets.folded(proto)
+    assert {step.name: step.code for step in report.kept} == row.kept
+    assert nets.operators(model) == row.left
+    assert all(step.into or step.how == "identity" for step in report.folded)
+    again, second = nets.folded(model)
+    assert nets.same(model, again)
+    assert not second.folded
