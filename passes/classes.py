@@ -46,6 +46,7 @@ class Classes:
         scales: How many classes of scales there are.
         shifts: How many classes of shifts.
         sums: The equations between shift classes.
+        tied: By equation, a number that all those have in common that depend on each other.
         sign: By scale class: 1 where it has to be positive.
         limit: How far, in powers of 2, scales that join it may lie apart.
         leaf_x: Whether one step alone reads it, and it is otherwise free.
@@ -56,6 +57,7 @@ class Classes:
     scales: int
     shifts: int
     sums: Sums
+    tied: Ids
     sign: F64
     limit: F64
     leaf_x: Mask
@@ -67,7 +69,8 @@ class Classes:
         shift = _touched(
             [b.shift for b in bonds], [b.x_shift for b in bonds], [b.y_shift for b in bonds]
         )
-        rows = np.isin(self.sums.numbers, shift[1:]).any(axis=1)
+        met = np.isin(self.sums.numbers, shift[1:]).any(axis=1)
+        rows = np.isin(self.tied, self.tied[met])
         shift = np.union1d(shift, self.sums.numbers[rows])
         shift = shift[shift >= 0]
         cut = tuple(
@@ -84,8 +87,8 @@ class Classes:
             numbers, self.sums.factors[rows], self.sums.constant[rows], self.sums.owner[rows]
         )
         return Classes(
-            cut, scale.size, shift.size, sums, self.sign[scale], self.limit[scale],
-            self.leaf_x[scale], self.leaf_y[scale],
+            cut, scale.size, shift.size, sums, self.tied[rows], self.sign[scale],
+            self.limit[scale], self.leaf_x[scale], self.leaf_y[scale],
         )  # fmt: skip
 
 
@@ -98,6 +101,23 @@ def _touched(edges: Sequence[Edges], *others: Sequence[Ids]) -> Ids:
 def _renumbered(edges: Edges, kept: Ids) -> Edges:
     source, target = (np.searchsorted(kept, ids) for ids in (edges.source, edges.target))
     return replace(edges, source=source, target=target)
+
+
+def summed(sums: Sums) -> Edges:
+    """Shift classes that are in one equation, class 0 left out."""
+    numbers = np.maximum(sums.numbers, 0)
+    first = np.take_along_axis(numbers, (numbers != 0).argmax(axis=1)[:, None], axis=1)
+    joined = (numbers != 0) & (first != 0)
+    return Edges.of(np.broadcast_to(first, numbers.shape)[joined], numbers[joined])
+
+
+def _tied(sums: Sums, shifts: int) -> Ids:
+    """By equation, the root of what it and others join."""
+    found = Potentials.free(shifts, 0.0)
+    found = found.after(found.merge(summed(sums)))
+    numbers = np.maximum(sums.numbers, 0)
+    result: Ids = found.root[numbers].max(axis=1, initial=0)
+    return result
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -136,8 +156,9 @@ class Channels:
             sign[self.scale[numbers]] = 1
         leaf_x, leaf_y = self._leaves(scales)
         bonds = tuple(self._bond(candidate) for candidate in constraints.candidates)
+        sums = self._sums(constraints.sums)
         return Classes(
-            bonds, scales, shifts, self._sums(constraints.sums), sign, self._limits(scales),
+            bonds, scales, shifts, sums, _tied(sums, shifts), sign, self._limits(scales),
             leaf_x, leaf_y,
         )  # fmt: skip
 

@@ -8,12 +8,12 @@ say, it is not, so that small groups are searched to the end and larger ones by 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from bnfold.passes.classes import Bond, Classes
+from bnfold.passes.classes import Bond, Classes, summed
 from bnfold.passes.potentials import Edges, Ids, Potentials
 from bnfold.passes.solution import Conflict, Solution
 
@@ -80,7 +80,8 @@ class Regions:
         """
         first = classes.scales
         count = first + classes.shifts
-        parts = list(_summed(classes, first))
+        ties = summed(classes.sums)
+        parts = [Edges.of(first + ties.source, first + ties.target)]
         for at, step in enumerate(steps, start=count):
             scales = np.concatenate([step.scale.source, step.scale.target, step.x, step.y])
             shifts = np.concatenate(
@@ -91,14 +92,6 @@ class Regions:
         found = Potentials.free(count + len(steps), 0.0)
         root = found.after(found.merge(Edges.joined(parts))).root
         return cls(root[first:count], root[count:])
-
-
-def _summed(classes: Classes, start: int) -> Iterator[Edges]:
-    """Shift classes that are in one equation."""
-    numbers = np.maximum(classes.sums.numbers, 0)
-    first = np.take_along_axis(numbers, (numbers != 0).argmax(axis=1)[:, None], axis=1)
-    joined = (numbers != 0) & (first != 0)
-    yield Edges.of(start + np.broadcast_to(first, numbers.shape)[joined], start + numbers[joined])
 
 
 @dataclass(slots=True)

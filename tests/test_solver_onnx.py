@@ -35,7 +35,11 @@ def constants() -> dict[str, nets.Array]:
     padded = {f"u{i}": nets.weight(rng, 4, 4, 3, 3) for i in range(1, 5)}
     biases = {f"b{i}": nets.weight(rng, 4) for i in range(1, 7)}
     positive = [statistics(rng, name, 4) for name in ("a", "c", "e")]
-    wide = [statistics(rng, "p8", 8), nets.batch_norm(rng, "n8", 8), nets.batch_norm(rng, "n16", 16)]
+    wide = [
+        statistics(rng, "p8", 8),
+        nets.batch_norm(rng, "n8", 8),
+        nets.batch_norm(rng, "n16", 16),
+    ]
     hard = [nets.batch_norm(rng, name, 4) for name in ("h", "i")]
     signed = nets.batch_norm(rng, "s", 4)
     signed["s_g"] = np.array([-1.5, 0.5, 2, -0.25], np.float32)
@@ -53,7 +57,7 @@ def constants() -> dict[str, nets.Array]:
         "half": np.float32(0.5), "eighth": np.float32(0.125), "sizes": np.array([2, 4, 12, 12]),
         "five": np.array([2, 2, 2, 6, 6]), "four": np.array([2, 4, 6, 6]), "flat": np.array([-1, 8]),
         "heads": np.array([0, -1, 2, 4]), "heads8": np.array([-1, 6, 8]), "back": np.array([2, -1, 8]), "ones3": np.array([1] * 3),
-        "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]), "from1": np.array([1]), "to3": np.array([3]),
+        "around": np.array([0, 0, 1, 1, 0, 0, 1, 1]), "from1": np.array([1]), "to3": np.array([3]),
         "from0": np.array([0]), "to2": np.array([2]), "axis1": np.array([1]), "to4": np.array([4]),
     }  # fmt: skip
 
@@ -87,27 +91,29 @@ LINES = "float[2,6,8] x"
 OUT3 = "float[A,B,C] y"
 PLAIN = {"Conv": 2}
 FOUR = " ".join(f"c{i} = Conv(x, w{i}, b{i})" for i in range(1, 5))
-SHUFFLE = (
-    "s1 = Reshape({x}, five) s2 = Transpose<perm=[0,2,1,3,4]>(s1) {y} = Reshape(s2, four)"
-)
+SHUFFLE = "s1 = Reshape({x}, five) s2 = Transpose<perm=[0,2,1,3,4]>(s1) {y} = Reshape(s2, four)"
 
 JOINS = {
     "BatchNorm behind a Concat of four Convs": Row(
         f"{FOUR} j = Concat<axis=1>(c1, c2, c3, c4) [s] y = {bn('n16', 'j')}",
         {"Conv": 4, "Concat": 1},
     ),
-    "BatchNorm on one branch before a Concat that four Convs read": Row(
+    "BatchNorm on one branch before a Concat that two Convs of one weight read": Row(
         f"""r = Relu(x) [s] n = {bn("h", "r")} j = Concat<axis=1>(n, x)
             c1 = Conv(j, w8, b1) c2 = Conv(j, w8, b2) y = Add(c1, c2)""",
-        {"Relu": 1, "Concat": 1, "Conv": 2, "Add": 1, BN: 1}, {"s": "BNF005"},
+        {"Relu": 1, "Concat": 1, "Conv": 2, "Add": 1},
     ),
     "Mul behind a residual Add goes into both branches": Row(
-        "c = Conv(x, w1, b1) d = Conv(x, w2, b2) t = Add(c, d) [s] y = Mul(t, zero)",
+        "c = Conv(x, w1, b1) d = Conv(x, w2, b2) t = Add(c, d) [s] y = Mul(t, k)",
         {"Conv": 2, "Add": 1},
     ),
     "BatchNorm behind a residual Add goes into both branches": Row(
-        f"c = Conv(x, w1, b1) d = Conv(x, w2, b2) t = Add(c, d) [s] y = {bn('h', 't')}",
+        f"c = Conv(x, w1, b1) d = Conv(x, w2, b2) t = Add(c, d) [s] y = {bn('s', 't')}",
         {"Conv": 2, "Add": 1},
+    ),
+    "a gamma of 0 behind a residual Add stays, so far": Row(
+        f"c = Conv(x, w1, b1) d = Conv(x, w2, b2) t = Add(c, d) [s] y = {bn('h', 't')}",
+        {"Conv": 2, "Add": 1, BN: 1}, {"s": "BNF016"},
     ),
     "BatchNorm behind a Sub of three Convs": Row(
         f"""c = Conv(x, w1, b1) d = Conv(x, w2, b2) e = Conv(x, w3, b3) t = Sub(c, d)
@@ -134,6 +140,7 @@ JOINS = {
         {"Conv": 3, "Relu": 1, "Add": 1},
     ),
 }  # fmt: skip
+
 
 def preactivation(first: str) -> str:
     """A pre-activation block between Convs: BatchNorm, Relu, Conv, twice, and the input added."""
@@ -172,8 +179,8 @@ MOVERS = {
     "GlobalAveragePool": "GlobalAveragePool({x})",
     "ReduceMean": "ReduceMean<axes=[2,3]>({x})",
     "Resize": 'Resize<mode="linear">({x}, , , sizes)',
-    "reflect Pad": 'Pad<mode="reflect">({x}, pads)',
-    "edge Pad": 'Pad<mode="edge">({x}, pads)',
+    "reflect Pad": 'Pad<mode="reflect">({x}, around)',
+    "edge Pad": 'Pad<mode="edge">({x}, around)',
     "Identity": "Identity({x})",
 }
 POSITIVE_MOVERS = {
@@ -181,7 +188,7 @@ POSITIVE_MOVERS = {
     "GlobalMaxPool": "GlobalMaxPool({x})",
 }
 NO_SHIFT = {
-    "constant Pad": "Pad({x}, pads)",
+    "constant Pad": "Pad({x}, around)",
     "Relu": "Relu({x})",
     "LeakyRelu": "LeakyRelu({x})",
 }
@@ -265,14 +272,15 @@ MOVED = {
         "c = Conv(x, w1, b1) p = AveragePool<kernel_shape=[2,2]>(c) [s] y = Mul(p, zero)",
         {"Conv": 1, "AveragePool": 1},
     ),
-    "a channel of scale 0, into the Conv behind a pooling": Row(
+    "a channel of scale 0, into the Conv behind a pooling, stays so far": Row(
         """r = Relu(x) [s] n = Mul(r, zero) p = AveragePool<kernel_shape=[2,2]>(n)
            y = Conv(p, w1, b1)""",
-        {"Relu": 1, "AveragePool": 1, "Conv": 1},
+        {"Relu": 1, "Mul": 1, "AveragePool": 1, "Conv": 1}, {"s": "BNF016"},
     ),
     "a channel of scale 0 that somebody would have to undo": Row(
-        "r = Relu(x) [s] n = Mul(r, zero) c = Conv(r, w1, b1) m = Relu(n) y = Add(m, c)",
-        {"Relu": 2, "Mul": 1, "Conv": 1, "Add": 1}, {"s": "BNF016"},
+        """c = Conv(x, w1, b1) [s] n = Mul(c, zero) m = Relu(n) d = Conv(c, w2, b2)
+           t = Add(m, d) y = Conv(t, w3, b3)""",
+        {"Relu": 1, "Mul": 1, "Conv": 3, "Add": 1}, {"s": "BNF016"},
     ),
 }  # fmt: skip
 
@@ -309,7 +317,7 @@ BLOCKS = {
         {"Relu": 1, "GlobalAveragePool": 1, "Conv": 2, "Sigmoid": 1, "Mul": 1},
     ),
     "GELU written out": Row(
-        GELU, {"MatMul": 2, "Add": 2, "Erf": 1, "Mul": 1}, {"add": "BNF018"},
+        GELU, {"MatMul": 2, "Add": 2, "Erf": 1, "Mul": 1}, {"add": "BNF017"},
         inputs=LINES, outputs=OUT3,
     ),
     "scale of an attention": Row(
@@ -349,3 +357,144 @@ def test_what_can_vanish_does_and_nothing_else(name: str) -> None:
     again, second = nets.folded(model)
     assert nets.same(model, again)
     assert not second.folded
+
+
+# ---- a weight that several operators read ----
+
+TWICE = (
+    "c = Conv(x, w1, b1) d = Conv(x, w1, b2) [s] n = Mul(c, k) [t] m = Mul(d, {other}) y = {end}"
+)
+SHARED = {
+    "they agree": (TWICE.format(other="k", end="Max(n, m)"), {}),
+    "they do not": (TWICE.format(other="up", end="Max(n, m)"), {"s", "t"}),
+    "one of them is scaled": ("c = Conv(x, w1) d = Conv(x, w1) [s] n = Mul(c, k) y = Max(n, d)",
+                              {"s"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("agreed", SHARED)
+def test_a_weight_of_two_convs_is_scaled_where_both_agree(agreed: str) -> None:
+    body, stay = SHARED[agreed]
+    proto = net(body, IMAGE, "float[A,B,C,D] y")
+    model, report = nets.folded(proto)
+    kept = {step.name: step.code for step in report.kept}
+    assert set(kept) == set(stay)
+    assert set(kept.values()) <= {"BNF005", "BNF020"}
+    weights = {node.input[1] for node in model.graph.node if node.op_type == "Conv"}
+    assert len(weights) == 1
+    if not stay:
+        right = nets.constant(proto, "w1").astype(np.float64) * constants()["k"][:, None]
+        np.testing.assert_array_equal(nets.constant(model, *weights), right.astype(np.float32))
+
+
+@pytest.mark.parametrize("agreed", SHARED)
+def test_a_weight_is_stored_again_only_where_asked_and_paid_for(agreed: str) -> None:
+    body, stay = SHARED[agreed]
+    proto = net(body, IMAGE, "float[A,B,C,D] y")
+    before = nets.constant(proto, "w1").nbytes
+    model, report = nets.folded(proto, unshare=True)
+    assert not report.kept
+    weights = {node.input[1] for node in model.graph.node if node.op_type == "Conv"}
+    assert len(weights) == (2 if stay else 1)
+    enough, _ = nets.folded(proto, unshare=before)
+    assert nets.same(enough, model)
+    for limit in (False, 10, before - 1):
+        model, report = nets.folded(proto, unshare=limit)
+        assert {step.name for step in report.kept} == set(stay)
+
+
+# ---- many scales in a row ----
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16], ids=["float32", "float16"])
+def test_scales_that_compound_over_a_hundred_blocks_stay_finite(dtype: type) -> None:
+    rng = np.random.default_rng(3)
+    given: dict[str, nets.Array] = {}
+    text, x = "", "x0"
+    for i in range(1, 101):
+        given |= {f"v{i}": nets.weight(rng, 4, 4, 1, 1, dtype=dtype) / dtype(8),
+                  f"z{i}": nets.weight(rng, 4, dtype=dtype)}  # fmt: skip
+        given |= nets.batch_norm(rng, f"n{i}", 4, dtype)
+        given[f"n{i}_g"] = rng.uniform(0.3, 0.9, 4).astype(dtype)
+        given[f"n{i}_v"] = rng.uniform(0.5, 1.5, 4).astype(dtype)
+        given[f"n{i}_b"] = rng.uniform(0, 0.2, 4).astype(dtype)
+        text += f"c{i} = Conv({x}, v{i}, z{i}) d{i} = {bn(f'n{i}', x)} s{i} = Add(c{i}, d{i}) "
+        text += f"r{i} = Relu(s{i}) "
+        x = f"r{i}"
+    word = {"float32": "float", "float16": "float16"}[np.dtype(dtype).name]
+    proto = nets.model(
+        f"""g ({word}[2,4,2,2] x) => ({word}[2,4,2,2] y) {{
+            i0 = Conv(x, first) x0 = Relu(i0) {text} y = Conv({x}, last) }}""",
+        {**given, "first": nets.weight(rng, 4, 4, 1, 1, dtype=dtype),
+         "last": nets.weight(rng, 4, 4, 1, 1, dtype=dtype)},
+    )  # fmt: skip
+    model, report = nets.folded(proto, 1e-5 if dtype is np.float32 else 2e-2)
+    # What the type can hold of 100 factors below 1 is the limit, and no more.
+    assert len(report.folded) >= (20 if dtype is np.float16 else 90)
+    for tensor in model.graph.initializer:
+        assert np.isfinite(nets.constant(model, tensor.name).astype(np.float64)).all()
+
+
+# ---- names ----
+
+
+def test_tensors_in_other_units_are_named_so_and_the_others_keep_their_names() -> None:
+    row = ROWS["pre-activation block, positive gammas"]
+    proto = net(row.body, row.inputs, row.outputs)
+    model, _ = nets.folded(proto)
+    outputs = {name for node in model.graph.node for name in node.output}
+    plain = {name for node in proto.graph.node for name in node.output}
+    assert {"x0_stored", "t_stored"} <= outputs
+    true = values(proto, plain)
+    stored = values(model, outputs)
+    for name in outputs:
+        if name in plain:
+            np.testing.assert_allclose(stored[name], true[name], rtol=1e-4, atol=1e-5)
+        else:
+            old = true[name.removesuffix("_stored")]
+            assert not np.allclose(stored[name], old, rtol=1e-3, atol=1e-4)
+
+
+def values(proto: onnx.ModelProto, names: set[str]) -> dict[str, nets.Array]:
+    """Those of the tensors ``names``, in float64."""
+    opened = onnx.ModelProto.FromString(proto.SerializeToString())
+    del opened.graph.output[:]
+    opened.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(names))
+    return nets.run(opened, nets.feeds(proto))
+
+
+NAMES = {
+    "input and output": ("[s] y = Mul(x, one)", ["y"]),
+    "input and output, two steps": ("[s] z = Mul(x, half) [t] y = Div(z, half)", ["y"]),
+    "two outputs": ("z = Relu(x) [s] y = Mul(z, one)", ["y", "z"]),
+    "input and one of two outputs": ("[s] y = Mul(x, one) z = Relu(x)", ["y", "z"]),
+}
+
+
+@pytest.mark.parametrize(("body", "outputs"), NAMES.values(), ids=NAMES.keys())
+def test_inputs_and_outputs_are_never_one_tensor(body: str, outputs: list[str]) -> None:
+    stated = ", ".join(f"float[2,4,6,6] {name}" for name in outputs)
+    model, report = nets.folded(net(body, IMAGE, stated))
+    assert report.kept
+    assert all(step.code in ("BNF008", "BNF018", "BNF020") for step in report.kept)
+    assert {name for node in model.graph.node for name in node.output} >= set(outputs)
+
+
+# ---- ordinary networks ----
+
+
+@pytest.mark.parametrize("name", ["resnet", "mobilenet", "unet", "caffe", "digits"])
+def test_an_ordinary_network_comes_out_as_the_textbook_folds_it(name: str, tmp_path: Path) -> None:
+    source = DIGITS
+    if name != "digits":
+        source = tmp_path / "net.onnx"
+        export_onnx(name, source)
+    written = []
+    for level in ("max", "local"):
+        target = tmp_path / level / "out.onnx"
+        target.parent.mkdir()
+        result = bnfold.optimize(source, target, level=level, check=False)
+        assert result.report.folded
+        assert not result.report.kept
+        written.append(target.read_bytes())
+    assert written[0] == written[1]
