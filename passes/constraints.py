@@ -42,9 +42,9 @@ from bnfold.passes.potentials import F64, EdgeList, Ids, Mask, Potentials
 from bnfold.planning import Reason
 
 ITEM_BYTES = {"FLOAT": 4, "FLOAT16": 2, "BFLOAT16": 2, "DOUBLE": 8}
-# Below this share of a step's largest scale, dividing by a scale ruins what it is added to:
-# half the digits of the type.
-_TINY = {"FLOAT": 2.0**-12, "FLOAT16": 2.0**-5, "BFLOAT16": 2.0**-4, "DOUBLE": 2.0**-26}
+# Below this share of a step's shift, dividing by its scale leaves too few digits of what the shift
+# was added to. A scale alone may be undone whatever its size: that loses no digits.
+_TINY = {"FLOAT": 2.0**-8, "FLOAT16": 2.0**-4, "BFLOAT16": 2.0**-3, "DOUBLE": 2.0**-20}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +60,8 @@ class Fence:
 class Candidate:
     """A step that may vanish: ``s_y = a s_x`` and ``t_y = a t_x + b`` on every channel.
 
-    ``cost`` is the size of its output in bytes; ``awkward`` are channels on which ``a`` is 0 or so
-    small that nothing may be divided by it.
+    ``cost`` is the size of its output in bytes; ``awkward`` are channels on which ``a`` is 0, or so
+    small beside ``b`` that nothing may be divided by it.
     """
 
     step: int
@@ -100,6 +100,7 @@ class Constraints:
         barred: Operators that may not gain an Add for their bias.
         rigid: Steps that have to stay as they are.
         held: Steps that have to stay, and can take over units.
+        narrowed: Steps next to which units have to be such that they could take them over.
         cloned: Weights, by storage, that each of their readers may have for itself.
     """
 
@@ -110,6 +111,7 @@ class Constraints:
         barred: Container[int] = frozenset(),
         rigid: Container[int] = frozenset(),
         held: Container[int] = frozenset(),
+        narrowed: Container[int] = frozenset(),
         cloned: frozenset[str] = frozenset(),
     ) -> None:
         self.draft = draft
@@ -123,6 +125,7 @@ class Constraints:
         self.bare: list[int] = []
         self.agreeing: set[int] = set()
         self.narrow: list[int] = []
+        self._narrowed = narrowed
         self._parts = _Parts()
         self._products: list[int] = []
         self._shared: dict[str, list[int]] = defaultdict(list)
@@ -145,9 +148,7 @@ class Constraints:
 
     def sides(self, index: int) -> tuple[int | None, Ids, Ids]:
         """The axis on which step ``index`` can take over units, and its channels there."""
-        step = self.draft.operator(index)
-        assert isinstance(step, Affine)
-        axis = self._own_axis(index, step)
+        axis = self.own_axis(index)
         x, y = self.draft.input(index), self.draft.output(index)
         if axis is None:
             return None, self.numbering.of(x).ravel()[:1], self.numbering.of(y).ravel()[:1]
@@ -237,9 +238,9 @@ class Constraints:
         if not taken.finite or self.numbering.sizes[x] != self.numbering.sizes[y]:
             self._fence_all(index, Fence(Reason.NO_LINEAR_NEIGHBOUR, (step.name,)))
             return
-        alone = self._own_axis(index, step)
-        for value in (x, y):
-            self._tie_beside(value, alone, index)
+        if index in self._narrowed:
+            for value in (x, y):
+                self._tie_beside(value, self.own_axis(index), index)
         candidate = self._candidate(index, step, taken)
         if index not in self._held:
             self.candidates.append(candidate)
@@ -248,9 +249,10 @@ class Constraints:
             self.narrow.append(index)
             self._stays_what_it_is(index, candidate, taken)
 
-    def _own_axis(self, index: int, step: Affine) -> int | None:
+    def own_axis(self, index: int) -> int | None:
         """The one axis along which the units next to a step may vary, so that it can take them."""
-        x = self.draft.input(index)
+        step, x = self.draft.operator(index), self.draft.input(index)
+        assert isinstance(step, Affine)
         axes = self.numbering.axes[x]
         ranked = self.draft.values[x].shape is not None
         if step.axis is None and step.form is Form.EITHER and len(axes) == 1 and ranked:
@@ -268,7 +270,7 @@ class Constraints:
             a, b = np.full(1, np.nan), np.zeros(1)
         scale, shift = (np.broadcast_to(v.reshape(shape), sizes).ravel() for v in (a, b))
         dtype = self.draft.values[y].dtype
-        tiny = _TINY.get(dtype, _TINY["FLOAT16"]) * float(np.abs(a).max(initial=0))
+        tiny = _TINY.get(dtype, _TINY["FLOAT16"]) * np.abs(shift)
         return Candidate(
             index, self.numbering.of(x).ravel(), self.numbering.of(y).ravel(), scale, shift,
             _bytes(self.draft, y), ~(np.abs(scale) > tiny),

@@ -113,15 +113,17 @@ class _Accounts:
         gone = {c.step for c in outcome.vanished}
         before = {c.step for c in strict.vanished}
         self.saved: Counter[int] = Counter()
-        self.purses: dict[int, list[int]] = {}
+        self.purses: dict[int, list[_Size]] = {}
         for bond, region in zip(classes.bonds, self._regions.steps, strict=True):
             step = bond.candidate
             self.saved[int(region)] += step.cost * ((step.step in gone) - (step.step in before))
             if step.step in gone and _does_both(constraints.draft, step):
-                self.purses.setdefault(int(region), []).append(step.cost)
-        self.prices: dict[int, list[int]] = {}
+                after = constraints.draft.output(step.step)
+                self.purses.setdefault(int(region), []).append(_Size.of(constraints, after))
+        self.prices: dict[int, list[_Size]] = {}
         for index in adds:
-            self.prices.setdefault(self._region(index), []).append(_bytes_of(outcome, index))
+            made = _Size.of(constraints, constraints.draft.output(index))
+            self.prices.setdefault(self._region(index), []).append(made)
 
     def _region(self, index: int) -> int:
         """The group that an operator's channels are in."""
@@ -142,11 +144,29 @@ class _Accounts:
         return all(self._pays(region) for region in self.prices)
 
     def _pays(self, region: int) -> bool:
-        prices = sorted(self.prices.get(region, ()), reverse=True)
-        purses = sorted(self.purses.get(region, ()), reverse=True)
-        enough = all(purse >= price for purse, price in zip(purses, prices, strict=False))
-        worth = not prices or self.saved[region] >= sum(prices)
-        return len(purses) >= len(prices) and enough and worth
+        prices = sorted(self.prices.get(region, ()), key=lambda p: -p.known)
+        purses = sorted(self.purses.get(region, ()), key=lambda p: -p.known)
+        if len(purses) < len(prices):
+            return False
+        pairs = list(zip(purses, prices, strict=False))
+        if any(purse.whole and price.whole and purse.known < price.known for purse, price in pairs):
+            return False
+        unsure = any(not size.whole for size in (*purses, *prices))
+        return unsure or self.saved[region] >= sum(price.known for price in prices)
+
+
+@dataclass(frozen=True, slots=True)
+class _Size:
+    """The bytes of a value as far as its dimensions are ``known``; all of them if ``whole``."""
+
+    known: int
+    whole: bool
+
+    @classmethod
+    def of(cls, constraints: Constraints, value: ValueId) -> _Size:
+        shape = constraints.draft.values[value].shape
+        whole = shape is not None and all(isinstance(dim, int) for dim in shape)
+        return cls(constraints.bytes_of(value), whole)
 
 
 def _attempt(
@@ -157,10 +177,13 @@ def _attempt(
     A step that can only stay as it is, and stays, can't take over units; and of a chain of steps
     between two tensors that others know by name, one has to stay.
     """
-    rigid: frozenset[int] = frozenset()
+    rigid: set[int] = set()
+    narrowed: set[int] = set()
     held: dict[int, Kept] = {}
     while True:
-        constraints = Constraints(draft, barred=barred, rigid=rigid, held=held, cloned=cloned)
+        constraints = Constraints(
+            draft, barred=barred, rigid=rigid, held=held, narrowed=narrowed, cloned=cloned
+        )
         channels = Channels.of(constraints)
         found = search(channels.classes())
         gone = {bond.candidate.step for bond in found.solution.vanished}
@@ -169,10 +192,32 @@ def _attempt(
             if c.step not in gone and _inexpressible(draft, c.step)
         }  # fmt: skip
         named = {kept.step: kept for kept in _between_names(draft, gone)}
-        if not fixed and not named:
+        wide = {i for i in _too_wide(channels, found, gone) if i not in narrowed}
+        if not fixed and not named and not wide:
             return _Outcome(channels, found, held)
         rigid |= fixed
         held |= named
+        narrowed |= wide
+
+
+def _too_wide(channels: Channels, found: Found, gone: set[int]) -> Iterator[int]:
+    """Steps that stay where the units around them vary along an axis that is not theirs."""
+    constraints = channels.constraints
+    asked = [
+        index for index in constraints.reads
+        if index not in gone and isinstance(constraints.draft.operator(index), Affine)
+        and set(constraints.numbering.axes[constraints.draft.input(index)])
+        - {constraints.own_axis(index)}
+    ]  # fmt: skip
+    if not asked:
+        return
+    units = choose_units(channels, found.solution)
+    for index in asked:
+        ends = (constraints.draft.input(index), constraints.draft.output(index))
+        pairs = [constraints.numbering.beside(v, constraints.own_axis(index)) for v in ends]
+        columns = (units.scale, units.shift, units.into, units.plus)
+        if any((column[one] != column[two]).any() for one, two in pairs for column in columns):
+            yield index
 
 
 def _between_names(draft: Draft, gone: set[int]) -> Iterator[Kept]:
@@ -217,11 +262,6 @@ def _adds(outcome: _Outcome) -> list[int]:
 def _does_both(draft: Draft, candidate: Candidate) -> bool:
     taken = draft.step_map(candidate.step)
     return not (taken.is_scaling or taken.is_shifting)
-
-
-def _bytes_of(outcome: _Outcome, index: int) -> int:
-    constraints = outcome.channels.constraints
-    return constraints.bytes_of(constraints.draft.output(index))
 
 
 # ---- the plan ----
@@ -280,13 +320,12 @@ class _Writer:
         taken = self.draft.step_map(index)
         if operator.form is Form.EITHER:
             # Written so that what is to be 0 or 1 is exactly that.
-            if taken.is_scaling:
-                before = AffineMap.identity()
-                after = AffineMap.scaling(units.scale[x] * units.into[y])
-            else:
-                before = AffineMap.identity()
-                whole = after.after(taken.after(AffineMap(units.scale[x], units.shift[x])))
+            if taken.is_shifting:
+                whole = after.after(taken.after(before))
                 after = AffineMap.shifting(whole.shift - taken.shift)
+            else:
+                after = AffineMap.scaling(units.scale[x] * units.into[y])
+            before = AffineMap.identity()
         if not before.is_identity:
             self.draft.absorb_input(index, before)
         if not after.is_identity:

@@ -193,7 +193,8 @@ class Solution:
         backward = classes.leaf_x[x] & self.whole[x] & ~self.frozen[x] & apart
         backward &= self.shift.root[step.x_shift] != 0
         forward = classes.leaf_y[y] & self.whole[y] & ~self.frozen[y] & apart
-        forward &= self.shift.root[step.y_shift] != 0
+        a, b = step.candidate.a[step.awkward], step.candidate.b[step.awkward]
+        forward &= (self.shift.root[step.y_shift] != 0) | ((a == 0) & (b == 0))
         lost = ~(backward | forward)
         if lost.any():
             entry = int(step.awkward[np.argmax(lost)])

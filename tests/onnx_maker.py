@@ -97,6 +97,7 @@ class Maker:
         self.inputs: dict[str, tuple[Shape, Shape] | None] = {}
         self.shared: dict[Shape, str] = {}
         self.pool: list[Live] = []
+        self.calm = self.chance()
         self.tiny = 1
         self.count = 0
 
@@ -120,15 +121,19 @@ class Maker:
         return found[-back]
 
     def scales(self, size: int, *, zero: bool = True) -> Array:
-        """Some negative, some zero, one tiny: a second one would cost all digits there are."""
+        """Some negative, some zero, one tiny: a second one would cost all digits there are.
+
+        In a calm net nothing is negative or zero, so that units can go far.
+        """
         values = self.rng.normal(1, 0.5, size)
-        if self.chance(0.5):
+        if self.calm or self.chance(0.5):
             values = np.abs(values) + 0.1
-        if zero and self.chance(0.25):
+        if zero and not self.calm and self.chance(0.25):
             values[self.rng.random(size) < 0.4] = 0
         if self.tiny and self.chance(0.15):
             self.tiny = 0
-            values[self.upto(size) - 1] = self.pick((1e-6, -1e-6, 1e-3, -1e-3))
+            small = self.pick((1e-6, 1e-3))
+            values[self.upto(size) - 1] = small if self.calm else -small
         near_zero = (np.abs(values) < 0.05) & (np.abs(values) > 2e-3)
         values[near_zero] = 0.7
         return values

@@ -23,7 +23,8 @@ def random_net(seed: int, pieces: int) -> Net:
     """A net of at most ``pieces`` pieces; one that does not fit is left out."""
     maker = Maker(seed)
     maker.enter()
-    order = maker.rng.choice(len(PIECES), size=64, p=_ODDS)
+    odds = np.array(list(PIECES.values())) ** maker.pick((1.0, 1.5))
+    order = maker.rng.choice(len(PIECES), size=64, p=odds / odds.sum())
     for index in order[:pieces]:
         maker.extend(list(PIECES)[index])
     return maker.finish(seed)
@@ -822,4 +823,3 @@ PIECES: Mapping[Piece, float] = {
     pad: 1.5, concat: 3, split: 2, piece_of: 1.5, gather: 1, shuffle: 1, blocks: 1.5,
     to_tokens: 2, to_image: 1.5, to_flat: 1.5, ones: 1, repeated: 1, entrance: 0.5,
 }  # fmt: skip
-_ODDS = np.array(list(PIECES.values())) / sum(PIECES.values())

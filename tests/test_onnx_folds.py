@@ -612,7 +612,7 @@ CHAINS: dict[str, tuple[str, dict[str, str], dict[str, int]]] = {
     "between Relus, all merge into a BatchNorm": (
         """r = Relu(x4) [m] b0 = Mul(r, k) [a] d = {bn0} [b] e = Mul(d, k) [s] f = Add(e, k)
            y = Relu(f)""",
-        {"m": "merged", "a": "BNF020", "b": "merged", "s": "merged"},
+        {"m": "merged", "a": "BNF016", "b": "merged", "s": "merged"},
         {"Relu": 2, BN: 1},
     ),
     "two BatchNorms between Relus are one": (

@@ -27,7 +27,7 @@ def path(tmp_path: Path) -> Path:
     target = tmp_path / "net.onnx"
     constants = {
         "w": nets.weight(rng, 6, 3, 3, 3),
-        "one": np.float32(1),
+        "one": np.ones((), np.float32),
         **nets.batch_norm(rng, "bn", 6),
     }
     onnx.save(nets.model(TEXT, constants), target)
