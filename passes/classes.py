@@ -14,8 +14,9 @@ import numpy as np
 from bnfold.passes.constraints import Candidate, Constraints, Sums
 from bnfold.passes.potentials import F64, Edges, Ids, Mask, Potentials
 
-# How far, in powers of 2, the scales of one class may lie apart.
-_SPREAD = {"FLOAT": 64.0, "BFLOAT16": 64.0, "DOUBLE": 512.0, "FLOAT16": 16.0}
+# How far, in powers of 2, the scales of one class may lie apart. A weight that leads from one end
+# of it to the other is multiplied by as much.
+_SPREAD = {"FLOAT": 64.0, "BFLOAT16": 64.0, "DOUBLE": 512.0, "FLOAT16": 8.0}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,7 +13,7 @@ stays what it is: a scale keeps shift_out = a shift_in, a shift keeps scale_out 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
@@ -309,6 +309,21 @@ class Constraints:
         for value in partial:
             self._fence_rest(value, np.concatenate(reached[value]), fence)
         self._fence_others(index, {v for r in routes for v in (r.source, r.target)}, fence)
+
+    def _has_gaps(self, value: ValueId, routes: Sequence[Route]) -> bool:
+        """Whether, along an axis that is not numbered, entries are reached by no route."""
+        joined: dict[tuple[int, ...], set[int]] = {}
+        for route in routes:
+            for link in route.links or ():
+                if route.target == value and link.target_index is not None:
+                    joined.setdefault(link.target, set()).update(link.target_index.tolist())
+        for axes, entries in joined.items():
+            sizes = [self.numbering.size(value, axis) for axis in axes]
+            known = [size for size in sizes if size is not None]
+            numbered = set(axes) <= set(self.numbering.axes[value])
+            if not numbered and (len(known) < len(sizes) or len(entries) < prod(known)):
+                return True
+        return False
 
     def _sum(self, index: int, total: Sum) -> None:
         routes = self.draft.routes(index)

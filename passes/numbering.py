@@ -240,6 +240,10 @@ class Numbering:
         other = tuple(k for k, a in enumerate(axes) if a != axis)
         return _collapsed(numbers, other)[1:]
 
+    def size(self, value: ValueId, axis: int) -> int | None:
+        """The size of ``value`` along ``axis``, if known."""
+        return self._size(value, axis)
+
     def pairs(self, route: Route) -> Pairs:
         """Which numbers ``route`` makes equal."""
         source, target = self.of(route.source), self.of(route.target)

@@ -169,7 +169,8 @@ class _Why:
         x, y = int(step.x[at]), int(step.y[at])
         rivals = () if not self._alone(bond) else self._rivals(conflict.kind, step.step, x, y)
         if rivals:
-            return Kept(step.step, Reason.OTHER_STEP, rivals)
+            apart = "their scales lie too far apart" if conflict.kind is Broken.RANGE else ""
+            return Kept(step.step, Reason.OTHER_STEP, rivals, apart)
         detail = f"on channel {at}" if step.x.size > 1 else ""
         if conflict.kind is Broken.SIGN:
             return Kept(step.step, Reason.SIGN, self._positive(step.step, x, y), detail)
