@@ -47,7 +47,8 @@ class Classes:
         scales: How many classes of scales there are.
         shifts: How many classes of shifts.
         sums: The equations between shift classes.
-        tied: By equation, a number that all those have in common that depend on each other.
+        tied: By equation, a number that all those have in common that depend on each other; sorted.
+        summed: By shift class, that number where it is in an equation, else -1.
         sign: By scale class: 1 where it has to be positive.
         limit: How far, in powers of 2, scales that join it may lie apart.
         leaf_x: Whether one step alone reads it, and it is otherwise free.
@@ -59,6 +60,7 @@ class Classes:
     shifts: int
     sums: Sums
     tied: Ids
+    summed: Ids
     sign: F64
     limit: F64
     leaf_x: Mask
@@ -70,8 +72,7 @@ class Classes:
         shift = _touched(
             [b.shift for b in bonds], [b.x_shift for b in bonds], [b.y_shift for b in bonds]
         )
-        met = np.isin(self.sums.numbers, shift[1:]).any(axis=1)
-        rows = np.isin(self.tied, self.tied[met])
+        rows = self._rows(np.unique(self.summed[shift]))
         shift = np.union1d(shift, self.sums.numbers[rows])
         shift = shift[shift >= 0]
         cut = tuple(
@@ -88,9 +89,15 @@ class Classes:
             numbers, self.sums.factors[rows], self.sums.constant[rows], self.sums.owner[rows]
         )
         return Classes(
-            cut, scale.size, shift.size, sums, self.tied[rows], self.sign[scale],
-            self.limit[scale], self.leaf_x[scale], self.leaf_y[scale],
+            cut, scale.size, shift.size, sums, self.tied[rows], self.summed[shift],
+            self.sign[scale], self.limit[scale], self.leaf_x[scale], self.leaf_y[scale],
         )  # fmt: skip
+
+    def _rows(self, ties: Ids) -> Ids:
+        """The equations that have one of the numbers ``ties``."""
+        starts, ends = (np.searchsorted(self.tied, ties, side=side) for side in ("left", "right"))
+        spans = zip(starts.tolist(), ends.tolist(), strict=True)
+        return np.concatenate([np.arange(0), *(np.arange(a, b) for a, b in spans if a < b)])
 
 
 def _touched(edges: Sequence[Edges], *others: Sequence[Ids]) -> Ids:
@@ -112,13 +119,20 @@ def summed(sums: Sums) -> Edges:
     return Edges.of(np.broadcast_to(first, numbers.shape)[joined], numbers[joined])
 
 
-def _tied(sums: Sums, shifts: int) -> Ids:
-    """By equation, the root of what it and others join."""
+def _by_tie(sums: Sums, shifts: int) -> tuple[Sums, Ids, Ids]:
+    """``sums`` sorted by what joins them, that number, and the number of each shift class."""
     found = Potentials.free(shifts, 0.0)
     found = found.after(found.merge(summed(sums)))
     numbers = np.maximum(sums.numbers, 0)
-    result: Ids = found.root[numbers].max(axis=1, initial=0)
-    return result
+    tied: Ids = found.root[numbers].max(axis=1, initial=0)
+    member = np.full(shifts, -1)
+    member[numbers] = found.root[numbers]
+    member[0] = -1
+    order = np.argsort(tied, kind="stable")
+    ordered = Sums(
+        sums.numbers[order], sums.factors[order], sums.constant[order], sums.owner[order]
+    )
+    return ordered, tied[order], member
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -157,11 +171,10 @@ class Channels:
             sign[self.scale[numbers]] = 1
         leaf_x, leaf_y = self._leaves(scales)
         bonds = tuple(self._bond(candidate) for candidate in constraints.candidates)
-        sums = self._sums(constraints.sums)
+        sums, tied, member = _by_tie(self._sums(constraints.sums), shifts)
         return Classes(
-            bonds, scales, shifts, sums, _tied(sums, shifts), sign, self._limits(scales),
-            leaf_x, leaf_y,
-        )  # fmt: skip
+            bonds, scales, shifts, sums, tied, member, sign, self._limits(scales), leaf_x, leaf_y
+        )
 
     def _bond(self, step: Candidate) -> Bond:
         (at,), (awkward,) = np.nonzero(~step.awkward), np.nonzero(step.awkward)

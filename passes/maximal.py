@@ -370,7 +370,7 @@ class _Writer:
             return found
         taken = _Places.of((i, self.classes[n], side) for i, n, side in self.absorbers)
         steps = _Places.of(
-            (c.step, np.unique(self.classes[np.concatenate([c.x, c.y])]), False)
+            (c.step, np.concatenate([self.classes[c.x], self.classes[c.y]]), False)
             for c in self.vanished
         )
         for here, there in ((taken, steps), (steps, taken)):
@@ -413,8 +413,10 @@ class _Places:
         lengths = [roots.size for _, roots, _ in listed]
         index = np.repeat(np.array([i for i, _, _ in listed]), lengths)
         side = np.repeat(np.array([int(side) for _, _, side in listed]), lengths)
-        order = np.lexsort((index, root))
-        return cls(root[order], index[order], side[order])
+        order = np.lexsort((side, index, root))
+        root, index, side = root[order], index[order], side[order]
+        fresh = np.r_[True, (np.diff(root) != 0) | (np.diff(index) != 0) | (np.diff(side) != 0)]
+        return cls(root[fresh], index[fresh], side[fresh])
 
     def nearest(self, others: _Places) -> tuple[Ids, Ids]:
         """Entries, and for each the entry of ``others`` in its class that is nearest by number."""

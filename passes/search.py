@@ -23,16 +23,21 @@ _TRIALS = 600  # consistency tests for improving all groups of a graph
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Found:
-    """The best solution, and for each step that stays what it broke when it was tried."""
+    """The best solution, and for each step that stays what it broke when it was tried.
+
+    ``hopeless`` are those of them that could not vanish if no other step did.
+    """
 
     solution: Solution
     conflicts: dict[int, Conflict]
+    hopeless: frozenset[int]
 
 
 def search(classes: Classes) -> Found:
     """Let steps vanish."""
     start = Solution.of(classes)
     conflicts = start.hopeless() if classes.bonds else {}
+    hopeless = frozenset(conflicts)
     steps = sorted((b for b in classes.bonds if b.candidate.step not in conflicts), key=_order)
     plain = [step for step in steps if not step.awkward.size]
     whole = start.grown(plain) if plain else start
@@ -40,7 +45,7 @@ def search(classes: Classes) -> Found:
         awkward: dict[int, Conflict] = {}
         solution = _greedy(whole, [step for step in steps if step.awkward.size], awkward)
         if not awkward:
-            return Found(solution, conflicts)
+            return Found(solution, conflicts, hopeless)
     budget = _Budget(_TRIALS)
     chosen: set[int] = set()
     for group in _groups(classes, steps):
@@ -49,7 +54,7 @@ def search(classes: Classes) -> Found:
     ignored: dict[int, Conflict] = {}
     solution = _greedy(start, best, ignored, leap=max(1, len(best)))
     conflicts |= ignored
-    return Found(solution, conflicts)
+    return Found(solution, conflicts, hopeless)
 
 
 def _order(step: Bond) -> tuple[bool, int, int]:

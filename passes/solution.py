@@ -111,16 +111,20 @@ class Solution:
         """Steps that can't vanish whatever else does: they contradict what is known."""
         found: dict[int, Conflict] = {}
         steps = self.classes.bonds
+        starts = np.cumsum([0, *(step.at.size for step in steps)])
+        owner = np.repeat(np.arange(len(steps)), np.diff(starts))
         for kind, classes, edges in (
             (Broken.SCALE, self.scale, Edges.joined([step.scale for step in steps])),
             (Broken.SHIFT, self.shift, Edges.joined([step.shift for step in steps])),
         ):
-            closed = classes.root[edges.source] == classes.root[edges.target]
+            closed = edges.source == edges.target
             closed &= (kind is Broken.SCALE) | (edges.source == 0)
-            wrong = classes.residual(edges, classes.known) & closed
-            for step in np.unique(edges.owner[wrong]):
-                only = wrong & (edges.owner == step)
-                found.setdefault(int(step), _blame(steps, edges, kind, only))
+            (wrong,) = np.nonzero(classes.residual(edges, classes.known) & closed)
+            for at in wrong[np.unique(owner[wrong], return_index=True)[1]].tolist():
+                bond = steps[owner[at]]
+                entry = int(bond.at[at - starts[owner[at]]])
+                step = bond.candidate.step
+                found.setdefault(step, Conflict(kind, step, entry))
         return found
 
     # ---- scales ----

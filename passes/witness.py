@@ -191,6 +191,8 @@ class _Why:
 
     def _alone(self, bond: Bond) -> bool:
         """Whether the step could vanish if no other did."""
+        if bond.candidate.step in self.found.hopeless:
+            return False
         part = self.found.solution.classes.part([bond])
         return isinstance(Solution.of(part).grown(part.bonds), Solution)
 

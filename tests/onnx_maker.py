@@ -98,7 +98,7 @@ class Maker:
         self.shared: dict[Shape, str] = {}
         self.pool: list[Live] = []
         self.calm = self.chance()
-        self.tiny = 1
+        self.digits = 6
         self.count = 0
 
     # ---- drawing ----
@@ -120,22 +120,27 @@ class Maker:
         back = min(int(self.rng.geometric(0.6)), len(found))
         return found[-back]
 
+    def affords(self, digits: int) -> bool:
+        """Whether the net may lose so many digits more; float64 has some to spare, not all."""
+        if digits > self.digits:
+            return False
+        self.digits -= digits
+        return True
+
     def scales(self, size: int, *, zero: bool = True) -> Array:
-        """Some negative, some zero, one tiny: a second one would cost all digits there are.
+        """Some negative, some zero, one tiny.
 
         In a calm net nothing is negative or zero, so that units can go far.
         """
         values = self.rng.normal(1, 0.5, size)
         if self.calm or self.chance(0.5):
-            values = np.abs(values) + 0.1
+            values = np.abs(values)
+        values[np.abs(values) < 0.2] = 0.7
         if zero and not self.calm and self.chance(0.25):
             values[self.rng.random(size) < 0.4] = 0
-        if self.tiny and self.chance(0.15):
-            self.tiny = 0
-            small = self.pick((1e-6, 1e-3))
-            values[self.upto(size) - 1] = small if self.calm else -small
-        near_zero = (np.abs(values) < 0.05) & (np.abs(values) > 2e-3)
-        values[near_zero] = 0.7
+        small = self.pick((3, 6))
+        if self.chance(0.15) and self.affords(small):
+            values[self.upto(size) - 1] = 10.0**-small * (1 if self.calm else -1)
         return values
 
     # ---- making ----
