@@ -121,8 +121,7 @@ def summed(sums: Sums) -> Edges:
 
 def _by_tie(sums: Sums, shifts: int) -> tuple[Sums, Ids, Ids]:
     """``sums`` sorted by what joins them, that number, and the number of each shift class."""
-    found = Potentials.free(shifts, 0.0)
-    found = found.after(found.merge(summed(sums)))
+    found = Potentials.settled(shifts, 0.0, summed(sums))
     numbers = np.maximum(sums.numbers, 0)
     tied: Ids = found.root[numbers].max(axis=1, initial=0)
     member = np.full(shifts, -1)
@@ -153,9 +152,8 @@ class Channels:
     def of(cls, constraints: Constraints) -> Channels:
         """The classes that ``constraints`` make."""
         count = constraints.numbering.count
-        scale, shift = Potentials.free(count, 1.0), Potentials.free(count, 0.0)
-        scale = scale.after(scale.merge(constraints.scale))
-        shift = shift.joined(constraints.shift)[0] or shift
+        scale = Potentials.settled(count, 1.0, constraints.scale)
+        shift = Potentials.settled(count, 0.0, constraints.shift)
         return cls(
             constraints, np.unique(scale.root, return_inverse=True)[1],
             np.unique(shift.root, return_inverse=True)[1], shift.slope, shift.offset,

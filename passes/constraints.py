@@ -358,9 +358,7 @@ class Constraints:
         """Let the factor that is in true units anyway be the gate; else the smaller one."""
         if not self._products:
             return
-        edges = self._parts.scale.edges()
-        found = Potentials.free(self.numbering.count, 1.0)
-        found = found.after(found.merge(edges))
+        found = Potentials.settled(self.numbering.count, 1.0, self._parts.scale.edges())
         for index in self._products:
             operator = self.draft.operator(index)
             assert isinstance(operator, Product)

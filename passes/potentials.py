@@ -127,6 +127,18 @@ class Potentials:
         """``count`` unknowns of which nothing is known, but for the first."""
         return cls(np.arange(count), np.ones(count), np.zeros(count), known)
 
+    @classmethod
+    def settled(cls, count: int, known: float, edges: Edges) -> Potentials:
+        """``count`` unknowns with ``edges``, which contradict neither each other nor what is known.
+
+        Where two lines through one unknown meet in a point, that is its value.
+        """
+        ends = (edges.source, edges.target, edges.slope, edges.offset)
+        found = cls(*_contract(count, *ends), known)
+        if found.residual(edges, known).any():
+            found = cls.free(count, known).joined(edges)[0] or found
+        return found
+
     def merge(self, edges: Edges) -> Merge:
         """What the edges make of the classes, and which of them can't hold."""
         p, q = edges.source, edges.target

@@ -18,7 +18,7 @@ from bnfold.passes.potentials import Edges, Ids, Potentials
 from bnfold.passes.solution import Conflict, Solution
 
 _EXACT = 12  # steps of a group that is searched to the end
-_TRIALS = 600  # consistency tests for improving all groups of a graph
+_TRIALS = 300  # consistency tests for improving all groups of a graph
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,8 +94,7 @@ class Regions:
             )
             met = np.concatenate([scales[scales != 0], first + shifts[shifts != 0]])
             parts.append(Edges.of(met, np.full_like(met, at)))
-        found = Potentials.free(count + len(steps), 0.0)
-        root = found.after(found.merge(Edges.joined(parts))).root
+        root = Potentials.settled(count + len(steps), 0.0, Edges.joined(parts)).root
         return cls(root[first:count], root[count:])
 
 

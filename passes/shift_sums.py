@@ -187,8 +187,7 @@ def _parts(local: Ids, unknowns: Ids) -> tuple[Ids, Ids, Ids]:
     first = np.take_along_axis(local, (unknowns[local] > 0).argmax(axis=1)[:, None], axis=1)
     real = unknowns[local] > 0
     edges = Edges.of(np.broadcast_to(first, local.shape)[real] + 1, local[real] + 1)
-    joined = Potentials.free(unknowns.size + 1, 0.0)
-    joined = joined.after(joined.merge(edges))
+    joined = Potentials.settled(unknowns.size + 1, 0.0, edges)
     labels = joined.root[1:]
     _, part = np.unique(labels[first[:, 0]], return_inverse=True)
     return part, _places(part), _places(labels)
