@@ -187,12 +187,15 @@ class Tie(Operator):
 
     ``routes`` say which channels of which input are which channels of which output; without any,
     every input has the shape of ``outputs[0]``, channel by channel. An input or output on no route
-    is in true units, and so is a channel of an output that no route reaches.
+    is in true units, and so is a channel of an output that no route reaches. With a ``fill`` the
+    operator adds entries that hold this constant (Pad): where all channels have one scale and one
+    shift it can hold another constant, else no shift passes, and no scale unless it is 0.
     """
 
     sign: Sign
     shift: ShiftRule
     routes: tuple[Route, ...] = ()
+    fill: float | None = None
 
     @property
     def free(self) -> bool:

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from bnfold.affine import AffineMap, cast_once, vector_fault
 from bnfold.channel_graph import Affine
-from bnfold.onnx_describe import ConstantSite, Described, NormSite
+from bnfold.onnx_describe import ConstantSite, Described, NormSite, PadSite
 from bnfold.onnx_edit import Editor
 from bnfold.onnx_evaluate import UncomputableError
 from bnfold.onnx_facts import input_at
@@ -95,6 +95,8 @@ def _absorb(
         return _linear(described, editor, index, site, taken, lazy, made)
     if isinstance(site, NormSite):
         return _norm(described, editor, index, site, taken)
+    if isinstance(site, PadSite):
+        return _pad(described, editor, index, site, taken)
     assert isinstance(site, StepSite)
     return _step(described, editor, index, site, taken)
 
@@ -207,6 +209,26 @@ def _norm(
         editor.set_constant(site.node, 1, scale, site.graph, f"{gamma.name}_folded")
         if shift is not None:
             editor.set_constant(site.node, 2, shift, site.graph, _bias_name(gamma.name or "norm"))
+
+    return edit
+
+
+def _pad(
+    described: Described, editor: Editor, index: int, site: PadSite, taken: Absorption
+) -> Edit:
+    """What is padded in, in the units of the tensor that it is padded to."""
+    assert taken.output is not None
+    dtype = described.facts.dtype(site.node.outputs[0]) or ir.DataType.FLOAT
+    value = taken.output.scale * site.value + taken.output.shift
+    tensor = ir.Tensor(_checked(index, value, dtype).reshape(()), dtype=dtype)
+
+    def edit() -> None:
+        if described.facts.opset(site.graph) < 11:
+            site.node.attributes["value"] = ir.AttrFloat32("value", float(value[0]))
+        else:
+            editor.set_constant(
+                site.node, 2, tensor, site.graph, f"{site.node.name or 'pad'}_value"
+            )
 
     return edit
 

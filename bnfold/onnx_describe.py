@@ -16,6 +16,7 @@ from bnfold.channel_graph import (
     Norm,
     Opaque,
     Operator,
+    Tie,
     Value,
 )
 from bnfold.onnx_constants import bodies
@@ -51,7 +52,16 @@ class NormSite:
     graph: ir.Graph
 
 
-Site = LinearSite | StepSite | ConstantSite | NormSite | None
+@dataclass(frozen=True, slots=True)
+class PadSite:
+    """A Pad by a constant, which is input 2 of its node or, before version 11, an attribute."""
+
+    node: ir.Node
+    graph: ir.Graph
+    value: float
+
+
+Site = LinearSite | StepSite | ConstantSite | NormSite | PadSite | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +189,12 @@ class _Walk:
                 inputs=tuple(self._number(v) for v in read),
                 outputs=tuple(self._number(v) for v in node.outputs if v.name),
             )  # fmt: skip
-        self._add(stated, NormSite(node, graph) if isinstance(stated, Norm) else None)
+        site: Site = None
+        if isinstance(stated, Norm):
+            site = NormSite(node, graph)
+        elif isinstance(stated, Tie) and stated.fill is not None:
+            site = PadSite(node, graph, stated.fill)
+        self._add(stated, site)
 
     def _readers_of(self, constant: ir.Value) -> tuple[str, ...]:
         """The operators that read the storage of ``constant``, by name."""

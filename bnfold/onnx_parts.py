@@ -9,6 +9,7 @@ Along an axis on which it is not known what goes where, units have to be the sam
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -201,11 +202,15 @@ def _pad(asked: Asked) -> Operator:
     changed = [axis for axis, ends in around.items() if ends != (0, 0)]
     if mode != "constant":
         return _moved(asked, Way(0, same_axes(rank, changed)))
-    if _filling(asked) != 0:
-        raise UnstatedError
+    fill = _filling(asked)
+    if not np.isfinite(fill):  # an infinity is the same in any units of a positive scale
+        if np.isnan(fill):
+            raise UnstatedError
+        return asked.tie(Sign.POSITIVE, ShiftRule.EQUAL, Way(0, same_axes(rank, changed)))
     shape = asked.facts.shape(asked.value()) or (None,) * rank
     indices = {axis: _bordered(shape[axis], *around[axis]) for axis in changed}
-    return asked.tie(Sign.ANY, ShiftRule.ZERO, Way(0, _picked(rank, indices)))
+    tie = asked.tie(Sign.ANY, ShiftRule.ZERO, Way(0, _picked(rank, indices)))
+    return replace(tie, fill=fill)
 
 
 def _filling(asked: Asked) -> float:

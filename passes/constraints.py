@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Container, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 
 import numpy as np
@@ -124,6 +124,7 @@ class Constraints:
         self.writes: dict[int, Ids] = {}
         self.bare: list[int] = []
         self.agreeing: set[int] = set()
+        self.fills: dict[int, Ids] = {}
         self.narrow: list[int] = []
         self._narrowed = narrowed
         self._parts = _Parts()
@@ -287,6 +288,9 @@ class Constraints:
 
     def _tie(self, index: int, tie: Tie) -> None:
         name = tie.name
+        if tie.fill is not None and self._filled(index):
+            self.fills[index] = self.numbering.of(self.draft.output(index)).ravel()
+            tie = replace(tie, shift=ShiftRule.EQUAL, fill=None)
         reached: dict[ValueId, list[Ids]] = defaultdict(list)
         routes = self.draft.routes(index)
         for route in routes:
@@ -308,7 +312,16 @@ class Constraints:
         }
         for value in partial:
             self._fence_rest(value, np.concatenate(reached[value]), fence)
+            if self._has_gaps(value, routes):
+                self._fence(value, fence)
+        if tie.fill:
+            self._fence_all(index, fence)
         self._fence_others(index, {v for r in routes for v in (r.source, r.target)}, fence)
+
+    def _filled(self, index: int) -> bool:
+        """Whether one constant fits what operator ``index`` adds, whatever the units around it."""
+        ends = (self.draft.input(index), self.draft.output(index))
+        return all(v in self.numbering.values and not self.numbering.axes[v] for v in ends)
 
     def _has_gaps(self, value: ValueId, routes: Sequence[Route]) -> bool:
         """Whether, along an axis that is not numbered, entries are reached by no route."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bnfold.channel_graph import ValueId
+from bnfold.channel_graph import Affine, Route, Tie, ValueId
 from bnfold.passes.attempts import Outcome, attempt
 from bnfold.passes.constraints import Candidate, Constraints
 from bnfold.passes.draft import Draft
@@ -38,6 +38,9 @@ def solve(draft: Draft, cloned: frozenset[str]) -> Outcome:
     return mixed if _Accounts(mixed, strict, _adds(mixed)).all_even() else strict
 
 
+_FAR = 32  # values that are looked at for one that says how large it is
+
+
 class _Accounts:
     """What each group of steps saves, and what its Adds cost."""
 
@@ -52,10 +55,10 @@ class _Accounts:
         self.purses: dict[int, list[_Size]] = {}
         for bond, region in zip(classes.bonds, self._regions.steps, strict=True):
             step = bond.candidate
-            self.saved[int(region)] += step.cost * ((step.step in gone) - (step.step in before))
+            size = _Size.of(constraints, constraints.draft.output(step.step))
+            self.saved[int(region)] += size.known * ((step.step in gone) - (step.step in before))
             if step.step in gone and _does_both(constraints.draft, step):
-                after = constraints.draft.output(step.step)
-                self.purses.setdefault(int(region), []).append(_Size.of(constraints, after))
+                self.purses.setdefault(int(region), []).append(size)
         self.prices: dict[int, list[_Size]] = {}
         for index in adds:
             made = _Size.of(constraints, constraints.draft.output(index))
@@ -80,29 +83,78 @@ class _Accounts:
         return all(self._pays(region) for region in self.prices)
 
     def _pays(self, region: int) -> bool:
-        prices = sorted(self.prices.get(region, ()), key=lambda p: -p.known)
-        purses = sorted(self.purses.get(region, ()), key=lambda p: -p.known)
-        if len(purses) < len(prices):
-            return False
-        pairs = list(zip(purses, prices, strict=False))
-        if any(purse.whole and price.whole and purse.known < price.known for purse, price in pairs):
-            return False
-        unsure = any(not size.whole for size in (*purses, *prices))
-        return unsure or self.saved[region] >= sum(price.known for price in prices)
+        prices = sorted(self.prices.get(region, ()), key=lambda price: -price.known)
+        purses = sorted(self.purses.get(region, ()), key=lambda purse: -purse.known)
+        pairs = zip(purses, prices, strict=False)
+        enough = len(purses) >= len(prices) and all(purse.covers(price) for purse, price in pairs)
+        return enough and self.saved[region] >= sum(price.known for price in prices)
 
 
 @dataclass(frozen=True, slots=True)
 class _Size:
-    """The bytes of a value as far as its dimensions are ``known``; all of them if ``whole``."""
+    """The bytes of a value: a number times symbols, in all the ways in which they are stated.
 
-    known: int
-    whole: bool
+    Of the value itself, and of others that have as many elements: one of two reshaped tensors may
+    have a size that the other does not say. Nothing is stated where a dimension is unknown.
+    """
+
+    ways: tuple[tuple[int, Counter[str]], ...]
+
+    @property
+    def known(self) -> int:
+        """The largest of the numbers."""
+        return max((number for number, _ in self.ways), default=0)
 
     @classmethod
     def of(cls, constraints: Constraints, value: ValueId) -> _Size:
-        shape = constraints.draft.values[value].shape
-        whole = shape is not None and all(isinstance(dim, int) for dim in shape)
-        return cls(constraints.bytes_of(value), whole)
+        draft, ways = constraints.draft, []
+        queue = [value]
+        for near in queue:
+            shape = draft.values[near].shape
+            if shape is not None and None not in shape:
+                symbols = Counter(dim for dim in shape if isinstance(dim, str))
+                ways.append((constraints.bytes_of(near), symbols))
+            beyond = [v for index in draft.touching(near) for v in _as_many(draft, index)]
+            fresh = [v for v in dict.fromkeys(beyond) if v not in queue]
+            queue += fresh[: max(0, _FAR - len(queue))]
+        return cls(tuple(ways))
+
+    def covers(self, other: _Size) -> bool:
+        """Whether it is at least as large as ``other``, whatever the symbols stand for."""
+        return any(
+            number >= asked and wanted <= symbols
+            for number, symbols in self.ways
+            for asked, wanted in other.ways
+        )
+
+
+def _as_many(draft: Draft, index: int) -> tuple[ValueId, ...]:
+    """The values on both sides of an operator that keeps every element, if it is one."""
+    operator = draft.operator(index)
+    if isinstance(operator, Affine):
+        return draft.input(index), draft.output(index)
+    routes = draft.routes(index) if isinstance(operator, Tie) else ()
+    if len(routes) != 1 or not _keeps_all(draft, routes[0]):
+        return ()
+    return routes[0].source, routes[0].target
+
+
+def _keeps_all(draft: Draft, route: Route) -> bool:
+    if route.links is None:
+        return True
+    for value, axes in (
+        (route.source, [link.source for link in route.links]),
+        (route.target, [link.target for link in route.links]),
+    ):
+        shape = draft.values[value].shape
+        if shape is None:
+            return False
+        linked = {axis for group in axes for axis in group}
+        if any(dim != 1 and axis not in linked for axis, dim in enumerate(shape)):
+            return False
+    indexed = (link.source_index is not None or link.target_index is not None
+               for link in route.links)  # fmt: skip
+    return not any(indexed)
 
 
 def _adds(outcome: Outcome) -> list[int]:

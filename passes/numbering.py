@@ -15,7 +15,7 @@ from math import prod
 
 import numpy as np
 
-from bnfold.channel_graph import Affine, Linear, Link, Norm, Route, ValueId
+from bnfold.channel_graph import Affine, Linear, Link, Norm, Route, Tie, ValueId
 from bnfold.passes.draft import Draft
 from bnfold.passes.potentials import Ids
 
@@ -127,7 +127,9 @@ class Numbering:
         self._follow([(value, axis) for value, axes in self._wanted.items() for axis in axes])
         needed = set(self._wanted)
         for index in self.operators:
-            for route in self.draft.routes(index):
+            operator = self.draft.operator(index)
+            filled = isinstance(operator, Tie) and operator.fill is not None
+            for route in () if filled else self.draft.routes(index):
                 if not needed.intersection((route.source, route.target)):
                     self._follow(list(self._pieces(route)), needed)
 

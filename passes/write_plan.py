@@ -39,7 +39,7 @@ class _Writer:
             if index not in self.gone and isinstance(self.draft.operator(index), Linear):
                 taken = AffineMap(self.units.scale[numbers], self.units.shift[numbers])
                 self._absorb_input(index, numbers, taken)
-        for index, numbers in self.constraints.writes.items():
+        for index, numbers in (*self.constraints.writes.items(), *self.constraints.fills.items()):
             if index in self.gone:
                 continue
             taken = AffineMap(self.units.into[numbers], self.units.plus[numbers])

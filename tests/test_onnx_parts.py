@@ -99,10 +99,9 @@ UNSTATED = {
     "GatherElements": Row("y = GatherElements(x, a)", 0, inputs="float[2,3] x, int64[2,3] a"),
     "Expand of a constant": Row("y = Expand(full, a)", 0, inputs="int64[4] a"),
     "Tile at run time": Row("y = Tile(x, a)", 0, inputs=f"{IMAGE}, int64[4] a"),
-    "Pad with 1": Row("y = Pad(x, pad_hw, one)", 0),
     "Pad with what is computed": Row("y = Pad(x, pad_hw, v)", 0, inputs=f"{IMAGE}, float v"),
     "Pad at run time": Row("y = Pad(x, a)", 0, inputs=f"{IMAGE}, int64[8] a"),
-    "Pad 2 with 1": Row("y = Pad<pads=[0,0,1,2,0,0,1,0], value=1.0>(x)", 0, opset=2),
+    "Pad with NaN": Row("y = Pad<pads=[0,0,1,2,0,0,1,0], value=nan>(x)", 0, opset=2),
 }  # fmt: skip
 
 
