@@ -12,7 +12,7 @@ from bnfold.channel_graph import Affine, Anchor, Form, Linear
 from bnfold.passes.attempts import Outcome
 from bnfold.passes.constraints import Candidate
 from bnfold.passes.draft import Draft
-from bnfold.passes.potentials import Ids
+from bnfold.passes.potentials import Edges, Ids, Potentials
 from bnfold.planning import How, Stored, Units
 
 
@@ -21,13 +21,22 @@ def write_plan(draft: Draft, outcome: Outcome) -> Mapping[int, Units]:
     return _Writer(draft, outcome).write()
 
 
+def _connected(outcome: Outcome) -> Ids:
+    """By channel, a number that all channels have in common that are tied or made one."""
+    constraints = outcome.channels.constraints
+    tied = constraints.scale.source != 0
+    edges = [Edges.of(constraints.scale.source[tied], constraints.scale.target[tied])]
+    edges += [Edges.of(step.x, step.y) for step in outcome.vanished]
+    return Potentials.settled(constraints.numbering.count, 0.0, Edges.joined(edges)).root
+
+
 class _Writer:
     def __init__(self, draft: Draft, outcome: Outcome) -> None:
         self.draft = draft
         self.constraints = outcome.channels.constraints
-        self.classes = outcome.found.solution.scale.root[outcome.channels.scale]
         self.units = outcome.units
         self.vanished = outcome.vanished
+        self.classes = _connected(outcome)
         self.gone = {candidate.step for candidate in self.vanished}
         self.absorbers: list[tuple[int, Ids, bool]] = []
 

@@ -15,10 +15,10 @@ CHANNELS = "a = Mul(x, kc) b = Sub(a, one)"
 
 def net(text: str, opset: int = 17) -> onnx.ModelProto:
     rng = np.random.default_rng(0)
-    every = {
-        "k": np.float32(1 / 127.5), "kc": rng.normal(1, 0.3, (2, 1, 1)).astype(np.float32),
-        "one": np.float32(1), "w": nets.weight(rng, 3, 2, 3, 3), "half": np.float32(0.5),
-        "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]), "least": np.float32(-np.inf),
+    every: dict[str, nets.Array] = {
+        "k": np.array(1 / 127.5, np.float32), "kc": rng.normal(1, 0.3, (2, 1, 1)).astype(np.float32),
+        "one": np.array(1, np.float32), "w": nets.weight(rng, 3, 2, 3, 3), "half": np.array(0.5, np.float32),
+        "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]), "least": np.array(-np.inf, np.float32),
     }  # fmt: skip
     if opset < 11:
         del every["pads"]  # an attribute
