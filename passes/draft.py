@@ -43,6 +43,7 @@ class Draft:
         self.restored: dict[ValueId, Units] = {}
         self._alias: dict[ValueId, ValueId] = {}
         self._routes: dict[int, tuple[Route, ...]] = {}
+        self._touching: dict[ValueId, list[int]] = {}
         self._holds: dict[ValueId, ValueId] = {}
         self._inputs = [list(operator.inputs) for operator in graph.operators]
         self._producer: dict[ValueId, int] = {}
@@ -98,10 +99,12 @@ class Draft:
 
     def touching(self, value: ValueId) -> list[int]:
         """The operators that write or read ``value`` and still stand, each once."""
-        producer = self._producer.get(value)
-        readers = self._readers.get(value, [])
-        found = dict.fromkeys(readers if producer is None else [producer, *readers])
-        return [index for index in found if index not in self.folds]
+        if value not in self._touching:
+            producer = self._producer.get(value)
+            readers = self._readers.get(value, [])
+            found = dict.fromkeys(readers if producer is None else [producer, *readers])
+            self._touching[value] = [index for index in found if index not in self.folds]
+        return self._touching[value]
 
     def routes(self, index: int) -> tuple[Route, ...]:
         """The routes through operator ``index`` between the values that are left."""
@@ -183,6 +186,7 @@ class Draft:
         self._readers.pop(after, None)
         self._alias[after] = before
         self._routes.clear()
+        self._touching.clear()
         if stored is Stored.AFTER:
             self._holds[before] = self.holds(after)
         if after in self.anchors:

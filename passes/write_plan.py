@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
@@ -148,10 +149,13 @@ class _Writer:
         """All values that are in other units, those of folds between neighbours too."""
         numbering = self.constraints.numbering
         found = dict(self.draft.restored)
+        changed = (self.units.scale != 1) | (self.units.shift != 0)
+        before = np.cumsum(np.r_[0, changed])
         for value, axes in numbering.axes.items():
-            numbers = numbering.of(value).ravel()
-            taken = AffineMap(self.units.scale[numbers], self.units.shift[numbers])
-            if not taken.is_identity:
+            start = numbering.start[value]
+            end = start + prod(numbering.sizes[value])
+            if before[end] > before[start]:
+                taken = AffineMap(self.units.scale[start:end], self.units.shift[start:end])
                 held = self.draft.holds(value)
                 units = Units(axes, taken)
                 found[held] = units if held not in found else found[held].inside(axes, taken)

@@ -16,10 +16,14 @@ CHANNELS = "a = Mul(x, kc) b = Sub(a, one)"
 def net(text: str, opset: int = 17) -> onnx.ModelProto:
     rng = np.random.default_rng(0)
     every: dict[str, nets.Array] = {
-        "k": np.array(1 / 127.5, np.float32), "kc": rng.normal(1, 0.3, (2, 1, 1)).astype(np.float32),
-        "one": np.array(1, np.float32), "w": nets.weight(rng, 3, 2, 3, 3), "half": np.array(0.5, np.float32),
-        "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]), "least": np.array(-np.inf, np.float32),
-    }  # fmt: skip
+        "k": np.array(1 / 127.5, np.float32),
+        "kc": rng.normal(1, 0.3, (2, 1, 1)).astype(np.float32),
+        "one": np.array(1, np.float32),
+        "half": np.array(0.5, np.float32),
+        "least": np.array(-np.inf, np.float32),
+        "w": nets.weight(rng, 3, 2, 3, 3),
+        "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]),
+    }
     if opset < 11:
         del every["pads"]  # an attribute
     used = {name: value for name, value in every.items() if name in nets.words(text)}
