@@ -44,7 +44,8 @@ def fold_neighbours(draft: Draft, *, joining: bool = True) -> dict[int, Refusal]
     Args:
         draft: The graph; the folds are entered.
         joining: Whether steps merge with each other too, and identities vanish. Such a step could
-            have stayed to hold what others leave, which is for a planner that sees further.
+            have stayed to hold what others leave, which is for a planner that sees further; only
+            where a scale is 0 there is nothing to see: it can't be undone.
     """
     refusals: dict[int, Refusal] = {}
     changed = True
@@ -53,9 +54,9 @@ def fold_neighbours(draft: Draft, *, joining: bool = True) -> dict[int, Refusal]
         for index, step in list(draft.steps()):
             if draft.is_open(index):
                 changed |= _fold(draft, index, step, refusals, joining)
-        for index, step in list(draft.steps()) if joining else ():
+        for index, step in list(draft.steps()):
             if draft.is_open(index):
-                changed |= merge_with_next(draft, index, step)
+                changed |= merge_with_next(draft, index, step, only_dead=not joining)
     return refusals
 
 

@@ -14,8 +14,15 @@ from bnfold.passes.draft import Draft
 from bnfold.planning import How, Stored
 
 
-def merge_with_next(draft: Draft, index: int, step: Affine) -> bool:
-    """Merge step ``index`` with the step that alone reads it; True when one of the two is gone."""
+def merge_with_next(draft: Draft, index: int, step: Affine, *, only_dead: bool = False) -> bool:
+    """Merge step ``index`` with the step that alone reads it; True when one of the two is gone.
+
+    Args:
+        draft: What is decided so far.
+        index: The first of the two steps.
+        step: Its facts.
+        only_dead: Merge only where one of the two has a scale of 0.
+    """
     following = _sole_step_after(draft, index)
     if following is None:
         return False
@@ -23,6 +30,8 @@ def merge_with_next(draft: Draft, index: int, step: Affine) -> bool:
     assert isinstance(after, Affine)
     first, second = draft.step_map(index), draft.step_map(following)
     if not (first.finite and second.finite):
+        return False
+    if only_dead and first.scale.all() and second.scale.all():
         return False
     if not _axes_agree(step, after, first, second):
         return False
