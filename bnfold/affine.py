@@ -67,8 +67,10 @@ class AffineMap:
         # Copies: the caller's array may change, or be a mapped file that is to be closed.
         scale, shift = (np.array(v, dtype=np.float64).ravel() for v in (self.scale, self.shift))
         size = max(scale.size, shift.size)
-        object.__setattr__(self, "scale", np.broadcast_to(scale, (size,)))
-        object.__setattr__(self, "shift", np.broadcast_to(shift, (size,)))
+        for name, values in (("scale", scale), ("shift", shift)):
+            wide = values if values.size == size else np.broadcast_to(values, (size,))
+            wide.flags.writeable = False
+            object.__setattr__(self, name, wide)
 
     @classmethod
     def identity(cls) -> AffineMap:

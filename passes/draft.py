@@ -108,17 +108,14 @@ class Draft:
 
     def routes(self, index: int) -> tuple[Route, ...]:
         """The routes through operator ``index`` between the values that are left."""
-        operator = self.operators[index]
-        stated: tuple[Route, ...]
-        if isinstance(operator, Product):
-            stated = operator.routes
-        elif isinstance(operator, Tie | Sum):
-            stated = operator.paths
-        else:
-            return ()
-        if not self._alias:
-            return stated
-        return tuple(Route(self.resolve(r.source), self.resolve(r.target), r.links) for r in stated)
+        if index not in self._routes:
+            alias = self._alias
+            self._routes[index] = tuple(
+                Route(self.resolve(r.source), self.resolve(r.target), r.links)
+                if r.source in alias or r.target in alias else r
+                for r in _stated(self.operators[index])
+            )  # fmt: skip
+        return self._routes[index]
 
     def resolve(self, value: ValueId) -> ValueId:
         """The value that took the place of ``value``, or itself."""

@@ -139,8 +139,10 @@ class _Writer:
             pairs = (here.index[mine], there.index[theirs])
             step, operator = pairs if here is steps else pairs[::-1]
             side = taken.side[theirs if here is steps else mine]
-            for row in np.unique(np.stack([step, operator, side]), axis=1).T.tolist():
-                found.setdefault(row[0], {}).setdefault(row[1], set()).add(bool(row[2]))
+            stride = 1 + int(operator.max(initial=0))
+            for key in np.unique((step * stride + operator) * 2 + side).tolist():
+                taker = found.setdefault(key // 2 // stride, {})
+                taker.setdefault(key // 2 % stride, set()).add(bool(key % 2))
         return found
 
     # ---- units ----
