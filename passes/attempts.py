@@ -129,12 +129,17 @@ def _ruined(outcome: Outcome) -> Iterator[Kept]:
 
 
 def _least(outcome: Outcome, channel: int, reader: str) -> Kept:
-    """Keep the step with the smallest scale among those in the class of ``channel``."""
+    """Keep a step in the class of ``channel``: one that can take over all of it, if there is.
+
+    Else, and among several, the one with the smallest scale.
+    """
     classes = outcome.found.solution.scale.root[outcome.channels.scale]
-    found = []
+    draft, found = outcome.channels.constraints.draft, []
     for step in outcome.vanished:
         at = (classes[step.x] == classes[channel]) | (classes[step.y] == classes[channel])
+        operator = draft.operator(step.step)
+        narrow = isinstance(operator, Affine) and operator.form is Form.EITHER
         apart = float(np.abs(step.a[at]).min(initial=np.inf))
-        found.append((apart, step.step))
-    _, index = min(found)
+        found.append((not at.any(), narrow, apart, step.step))
+    index = min(found)[-1]
     return Kept(index, Reason.ZERO_SCALE, (reader,), "its shift is too large beside it")

@@ -97,6 +97,13 @@ class Numbering:
 
     def _met(self) -> dict[tuple[ValueId, int], set[int]]:
         """The axes along which somebody could take over units, there (-1) or beyond an operator."""
+        groups = (
+            len(link.source) > 1 or len(link.target) > 1
+            for index in self.operators for route in self.draft.routes(index)
+            for link in route.links or ()
+        )  # fmt: skip
+        if not any(groups):
+            return {}  # nobody will ask
         queue = [(*pair, -1) for index in self.operators for pair in self._taking(index)]
         found: dict[tuple[ValueId, int], set[int]] = {}
         while queue:

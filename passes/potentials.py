@@ -239,6 +239,8 @@ def _contract(count: int, p: Ids, q: Ids, slope: F64, offset: F64) -> tuple[Ids,
     """
     root: Ids = np.arange(count)
     slopes, offsets = np.ones(count), np.zeros(count)
+    if (slope == 1).all() and not offset.any():
+        return _equated(root, p, q), slopes, offsets
     while True:
         rp, rq = root[p], root[q]
         (open_,) = np.nonzero(rp != rq)
@@ -256,6 +258,19 @@ def _contract(count: int, p: Ids, q: Ids, slope: F64, offset: F64) -> tuple[Ids,
         root[high] = low[chosen]
         slopes[high], offsets[high] = np.where(down, k, 1 / k), np.where(down, m, -m / k)
         _flatten(root, slopes, offsets)
+
+
+def _equated(root: Ids, p: Ids, q: Ids) -> Ids:
+    """The same along edges that only say that two unknowns are equal."""
+    while True:
+        rp, rq = root[p], root[q]
+        (open_,) = np.nonzero(rp != rq)
+        if not open_.size:
+            return root
+        p, q, rp, rq = p[open_], q[open_], rp[open_], rq[open_]
+        np.minimum.at(root, np.maximum(rp, rq), np.minimum(rp, rq))
+        while not np.array_equal(above := root[root], root):
+            root = above
 
 
 def _flatten(root: Ids, slopes: F64, offsets: F64) -> None:
