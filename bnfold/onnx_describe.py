@@ -100,6 +100,7 @@ class _Walk:
         self.operators: list[Operator] = []
         self.sites: list[Site] = []
         self.absorbed_adds: set[ir.Node] = set()
+        self.sizes: set[ir.Value] = set()
         self.readers = _storage_readers(facts)
 
     def run(self) -> Described:
@@ -123,10 +124,20 @@ class _Walk:
         self.sites.append(site)
 
     def _node(self, node: ir.Node, graph: ir.Graph) -> None:
+        if self._is_size(node):
+            self.sizes.update(node.outputs)
+            return
         try:
             self._recognise(node, graph)
         except UncomputableError:  # a constant whose shape nothing states, and that can't be had
             self._other(node, graph)
+
+    def _is_size(self, node: ir.Node) -> bool:
+        """Whether ``node`` reads no activation: sizes, and what is computed from sizes alone."""
+        if node.op_type in ("Shape", "Size"):
+            return self.facts.is_plain(node)
+        read = [v for v in node.inputs if v is not None and not self.facts.constants.is_constant(v)]
+        return bool(read) and self.sizes.issuperset(read) and not any(bodies(node))
 
     def _recognise(self, node: ir.Node, graph: ir.Graph) -> None:
         if node.outputs and all(self.facts.constants.is_constant(v) for v in node.outputs):
@@ -177,8 +188,6 @@ class _Walk:
         self._add(step, ConstantSite(node, graph))
 
     def _other(self, node: ir.Node, graph: ir.Graph) -> None:
-        if node.op_type in ("Shape", "Size") and self.facts.is_plain(node):
-            return  # it reads no numbers
         stated = find_tie(self.facts, node, graph, self._number, self._readers_of)
         if stated is None:
             read = [

@@ -54,6 +54,8 @@ def fold_neighbours(draft: Draft, *, joining: bool = True) -> dict[int, Refusal]
         for index, step in list(draft.steps()):
             if draft.is_open(index):
                 changed |= _fold(draft, index, step, refusals, joining)
+        if changed and not joining:
+            continue  # what can still go into a neighbour need not merge
         for index, step in list(draft.steps()):
             if draft.is_open(index):
                 changed |= merge_with_next(draft, index, step, only_dead=not joining)

@@ -612,12 +612,12 @@ CHAINS: dict[str, tuple[str, dict[str, str], dict[str, int]]] = {
     "between Relus, all merge into a BatchNorm": (
         """r = Relu(x4) [m] b0 = Mul(r, k) [a] d = {bn0} [b] e = Mul(d, k) [s] f = Add(e, k)
            y = Relu(f)""",
-        {"m": "merged", "a": "BNF016", "b": "merged", "s": "merged"},
+        {"m": "merged", "a": "BNF018", "b": "merged", "s": "merged"},
         {"Relu": 2, BN: 1},
     ),
     "two BatchNorms between Relus are one": (
         "r = Relu(x4) [a] d = {bn2} [b] e = {bn4} y = Relu(e)",
-        {"a": "merged", "b": "BNF020"}, {"Relu": 2, BN: 1},
+        {"a": "merged", "b": "BNF018"}, {"Relu": 2, BN: 1},
     ),
     "what undoes itself is gone": (
         """r = Relu(x4) [a] d = Mul(r, k) [b] e = Div(d, k) [s] f = Neg(e) [n] h = Neg(f)
