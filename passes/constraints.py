@@ -218,8 +218,11 @@ class Constraints:
         for value in self.draft.inputs(index):
             self._fence(value, Fence(Reason.NO_LINEAR_NEIGHBOUR, (norm.name,)))
         fence = _unusable(norm.weight, norm.name)
-        if norm.bias is Bias.DYNAMIC or (norm.weight and len(norm.weight.readers) > 1):
-            fence = Fence(Reason.SHARED_WEIGHT, (norm.name,))
+        if norm.bias is Bias.DYNAMIC:
+            fence = Fence(Reason.BIAS_NOT_CONSTANT, (norm.name,))
+        elif norm.weight is not None and len(norm.weight.readers) > 1:
+            others = tuple(name for name in norm.weight.readers if name != norm.name)
+            fence = Fence(Reason.SHARED_WEIGHT, others or norm.weight.readers)
         if fence is not None:
             self._fence(output, fence)
             return
@@ -236,7 +239,9 @@ class Constraints:
             self._fence_all(index, Fence(Reason.NO_LINEAR_NEIGHBOUR, (step.name,)))
             return
         taken = self.draft.step_map(index)
-        if not taken.finite or self.numbering.sizes[x] != self.numbering.sizes[y]:
+        sizes = self.numbering.sizes
+        numbered = taken.channels == 1 or step.axis in self.numbering.axes[x]
+        if not taken.finite or not numbered or sizes[x] != sizes[y]:
             self._fence_all(index, Fence(Reason.NO_LINEAR_NEIGHBOUR, (step.name,)))
             return
         if index in self._narrowed:
@@ -264,12 +269,11 @@ class Constraints:
         x, y = self.draft.input(index), self.draft.output(index)
         sizes, axes = self.numbering.sizes[x], self.numbering.axes[x]
         shape = [1] * len(sizes)
-        if taken.channels > 1 and step.axis in axes:
+        if taken.channels > 1 and step.axis is not None:
             shape[axes.index(step.axis)] = taken.channels
-        a, b = taken.scale, taken.shift
-        if taken.channels > 1 and step.axis not in axes:  # too large to be numbered
-            a, b = np.full(1, np.nan), np.zeros(1)
-        scale, shift = (np.broadcast_to(v.reshape(shape), sizes).ravel() for v in (a, b))
+        scale, shift = (
+            np.broadcast_to(v.reshape(shape), sizes).ravel() for v in (taken.scale, taken.shift)
+        )
         dtype = self.draft.values[y].dtype
         tiny = _TINY.get(dtype, _TINY["FLOAT16"]) * np.abs(shift)
         return Candidate(
