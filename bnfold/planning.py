@@ -38,7 +38,7 @@ class Reason(Enum):
     """Why a step stays: the closed list. Codes are stable; a code is never used again.
 
     The text is one sentence with ``{witness}`` for the nodes that stand in the way; ``hint`` is the
-    smallest change of the model that would free the step, as far as there is one.
+    smallest change of the model that would free the step.
     """
 
     TRAINING_MODE = (
@@ -109,7 +109,7 @@ class Reason(Enum):
     NO_LINEAR_NEIGHBOUR = (
         "BNF014",
         "no constant weight is next to it, only {witness}",
-        "",
+        "level max looks beyond {witness}",
     )
     SIGN = (
         "BNF015",
@@ -129,7 +129,7 @@ class Reason(Enum):
     FENCED = (
         "BNF018",
         "on both sides of it tensors have to keep their units: {witness}",
-        "",
+        "a linear operator with a constant weight between it and one of them would take it",
     )
     OTHER_PATH = (
         "BNF019",
@@ -139,7 +139,7 @@ class Reason(Enum):
     OTHER_STEP = (
         "BNF020",
         "one tensor can't take the units of this step and of {witness}",
-        "",
+        "keeping {witness} instead would free it",
     )
 
     def __init__(self, code: str, sentence: str, hint: str) -> None:

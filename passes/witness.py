@@ -199,11 +199,15 @@ class _Why:
     def _rivals(self, kind: Broken, step: int, x: int, y: int) -> tuple[str, ...]:
         """Steps that vanish and stand on the ways from this one to what holds it."""
         walk = self.shift if kind in (Broken.SHIFT, Broken.SUM) else self.scale
-        met = (walk.to_fence(x, step), walk.to_fence(y, step), walk.to_fence(y, step, x))
-        passed = [owner for way in met if way is not None for owner in way.passed]
-        steps = [self.draft.name(o) for o in passed if o in self.steps]
+        ways = (walk.to_fence(x, step), walk.to_fence(y, step), walk.to_fence(y, step, x))
+        passed = [owner for way in ways if way is not None for owner in way.passed]
+        near = [o for o in passed if o in self.steps]
+        if not near:
+            met = (*walk.owners(x, step), *walk.owners(y, step))
+            near = [o for o in met if o in self.steps]
         others = sorted(self.steps, key=lambda other: abs(other - step))
-        return tuple(dict.fromkeys(steps or map(self.draft.name, others)))[:_NAMED]
+        names = (self.draft.name(o) for o in near or others)
+        return tuple(dict.fromkeys(names))[:_NAMED]
 
     # ---- scales ----
 
