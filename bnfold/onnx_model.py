@@ -128,7 +128,10 @@ def refusals(planned: Planned, fault: FoldRefusedError) -> dict[int, Kept]:
         if more <= blamed:
             break
         blamed |= more
-    steps = blamed & {fold.step for fold in planned.plan.folds}
+    folded = {fold.step for fold in planned.plan.folds}
+    # A shift may have come a long way; then the nearest step is dropped, and it is tried again.
+    nearest = sorted(folded, key=lambda step: abs(step - fault.operator))[:1]
+    steps = blamed & folded or set(nearest)
     assert steps, f"no fold is to blame for {name}: {fault.detail}"
     return {step: Kept(step, fault.reason, (name,), fault.detail) for step in steps}
 
