@@ -185,9 +185,9 @@ class _Exact:
     def exchange(self, refused: dict[int, Conflict]) -> None:
         """Begin with a step that was refused, then all others in order."""
         for step in [b for b in self.group if b.candidate.step in refused]:
+            self.budget.left -= len(self.group)
             if not self.budget.take():
                 return
-            self.budget.left -= len(self.group)
             first = self.start.grown([step])
             if isinstance(first, Conflict):
                 continue
