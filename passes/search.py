@@ -37,7 +37,7 @@ def search(classes: Classes) -> Found:
     """Let steps vanish."""
     start = Solution.of(classes)
     conflicts = start.hopeless() if classes.bonds else {}
-    hopeless = frozenset(conflicts)
+    hopeless = set(conflicts)
     steps = sorted((b for b in classes.bonds if b.candidate.step not in conflicts), key=_order)
     plain = [step for step in steps if not step.awkward.size]
     whole = start.grown(plain) if plain else start
@@ -45,16 +45,16 @@ def search(classes: Classes) -> Found:
         awkward: dict[int, Conflict] = {}
         solution = _greedy(whole, [step for step in steps if step.awkward.size], awkward)
         if not awkward:
-            return Found(solution, conflicts, hopeless)
+            return Found(solution, conflicts, frozenset(hopeless))
     budget = _Budget(_TRIALS)
     chosen: set[int] = set()
     for group in _groups(classes, steps):
-        chosen |= _best(classes.part(group), conflicts, budget)
+        chosen |= _best(classes.part(group), conflicts, hopeless, budget)
     best = [step for step in steps if step.candidate.step in chosen]
     ignored: dict[int, Conflict] = {}
     solution = _greedy(start, best, ignored, leap=max(1, len(best)))
     conflicts |= ignored
-    return Found(solution, conflicts, hopeless)
+    return Found(solution, conflicts, frozenset(hopeless))
 
 
 def _order(step: Bond) -> tuple[bool, int, int]:
@@ -107,12 +107,16 @@ class _Budget:
         return self.left >= 0
 
 
-def _best(part: Classes, conflicts: dict[int, Conflict], budget: _Budget) -> set[int]:
+def _best(
+    part: Classes, conflicts: dict[int, Conflict], hopeless: set[int], budget: _Budget
+) -> set[int]:
     """The steps of one group that had best vanish; fills in what the others break."""
     start, group = Solution.of(part), part.bonds
     refused: dict[int, Conflict] = {}
     solution = _greedy(start, group, refused, leap=len(group))
-    if refused:
+    if refused and not solution.vanished:  # each was tried alone
+        hopeless |= set(refused)
+    elif refused:
         better = _Exact(start, group, _lost(group, refused), budget)
         if len(group) <= _EXACT:
             better.run()
