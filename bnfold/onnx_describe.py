@@ -132,11 +132,16 @@ class _Walk:
         except UncomputableError:  # a constant whose shape nothing states, and that can't be had
             self._other(node, graph)
 
+    def _activations(self, node: ir.Node) -> list[ir.Value]:
+        """What ``node`` reads that is not constant."""
+        is_constant = self.facts.constants.is_constant
+        return [v for v in node.inputs if v is not None and not is_constant(v)]
+
     def _is_size(self, node: ir.Node) -> bool:
         """Whether ``node`` reads no activation: sizes, and what is computed from sizes alone."""
         if node.op_type in ("Shape", "Size"):
             return self.facts.is_plain(node)
-        read = [v for v in node.inputs if v is not None and not self.facts.constants.is_constant(v)]
+        read = self._activations(node)
         return bool(read) and self.sizes.issuperset(read) and not any(bodies(node))
 
     def _recognise(self, node: ir.Node, graph: ir.Graph) -> None:
@@ -190,12 +195,9 @@ class _Walk:
     def _other(self, node: ir.Node, graph: ir.Graph) -> None:
         stated = find_tie(self.facts, node, graph, self._number, self._readers_of)
         if stated is None:
-            read = [
-                v for v in node.inputs if v is not None and not self.facts.constants.is_constant(v)
-            ]
             stated = Opaque(
                 name=self.facts.label(node), op_type=node.op_type,
-                inputs=tuple(self._number(v) for v in read),
+                inputs=tuple(self._number(v) for v in self._activations(node)),
                 outputs=tuple(self._number(v) for v in node.outputs if v.name),
             )  # fmt: skip
         site: Site = None

@@ -16,11 +16,11 @@ from bnfold.passes.bases import ChannelUnits, choose_units
 from bnfold.passes.classes import Channels
 from bnfold.passes.constraints import Candidate, Constraints
 from bnfold.passes.draft import Draft
+from bnfold.passes.number_types import NUMBER_TYPES, number_type
 from bnfold.passes.search import Found, search
 from bnfold.planning import Kept, Reason
 
-# Beyond this a shift is larger than what it is added to by more digits than may be lost.
-_LARGEST_SHIFT = {"FLOAT": 2.0**12, "FLOAT16": 2.0**6, "BFLOAT16": 2.0**5, "DOUBLE": 2.0**22}
+_LEAST_BOUND = min(kind.largest_shift for kind in NUMBER_TYPES.values())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,10 +116,10 @@ def _ruined(outcome: Outcome) -> Iterator[Kept]:
     constraints, units = outcome.channels.constraints, outcome.units
     draft, numbering = constraints.draft, constraints.numbering
     gone = {candidate.step for candidate in outcome.vanished}
-    if not np.nanmax(np.abs(units.shift), initial=0) > min(_LARGEST_SHIFT.values()):
+    if not np.nanmax(np.abs(units.shift), initial=0) > _LEAST_BOUND:
         return
     for value in numbering.values:
-        most = _LARGEST_SHIFT.get(draft.values[value].dtype, _LARGEST_SHIFT["FLOAT16"])
+        most = number_type(draft.values[value].dtype).largest_shift
         readers = [index for index in draft.readers(value) if index not in gone]
         over = np.flatnonzero(np.abs(units.shift[numbering.of(value).ravel()]) > most)
         if readers and over.size:

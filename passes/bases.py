@@ -54,7 +54,8 @@ def _scales(solution: Solution, reads: Ids, writes: Ids) -> F64:
     chosen = np.ones(classes.root.size)
     undecided = np.ones(classes.root.size, bool)
     for numbers in (reads, writes):
-        low, high = _extremes(classes, np.log2(np.abs(classes.slope)), numbers)
+        low, high = _extremes(classes.root[numbers], np.log2(np.abs(classes.slope[numbers])),
+                              classes.root.size)  # fmt: skip
         here = undecided & np.isfinite(low)
         first = _first(classes, numbers)
         same = here & (low == high)
@@ -69,12 +70,11 @@ def _scales(solution: Solution, reads: Ids, writes: Ids) -> F64:
     return classes.slope * chosen[classes.root]
 
 
-def _extremes(classes: Potentials, values: F64, numbers: Ids) -> tuple[F64, F64]:
-    """By root, the least and the largest of ``values`` at ``numbers``; infinite where none is."""
-    low = np.full(classes.root.size, np.inf)
-    high = np.full(classes.root.size, -np.inf)
-    np.minimum.at(low, classes.root[numbers], values[numbers])
-    np.maximum.at(high, classes.root[numbers], values[numbers])
+def _extremes(roots: Ids, values: F64, count: int) -> tuple[F64, F64]:
+    """By root, the least and the largest of its ``values``; infinite where it has none."""
+    low, high = np.full(count, np.inf), np.full(count, -np.inf)
+    np.minimum.at(low, roots, values)
+    np.maximum.at(high, roots, values)
     return low, high
 
 
@@ -97,9 +97,7 @@ def _shifts(channels: Channels, solution: Solution, reads: Ids) -> F64:
     # slope (k x + m) + offset = 0 where the shift of a class is k x + m
     within = (channels.slope * classes.offset[channels.shift] + channels.offset)[reads]
     wanted = -within / (channels.slope[reads] * classes.slope[read])
-    low, high = np.full(last.size, np.inf), np.full(last.size, -np.inf)
-    np.minimum.at(low, classes.root[read], wanted)
-    np.maximum.at(high, classes.root[read], wanted)
+    low, high = _extremes(classes.root[read], wanted, last.size)
     chosen = np.zeros(last.size)
     asked = np.isfinite(low)
     low, high = low[asked], high[asked]

@@ -12,11 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bnfold.passes.constraints import Candidate, Constraints, Sums
+from bnfold.passes.number_types import NUMBER_TYPES, number_type
 from bnfold.passes.potentials import F64, Edges, Ids, Mask, Potentials
-
-# How far, in powers of 2, the scales of one class may lie apart. A weight that leads from one end
-# of it to the other is multiplied by as much.
-_SPREAD = {"FLOAT": 64.0, "BFLOAT16": 64.0, "DOUBLE": 512.0, "FLOAT16": 8.0}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -214,11 +211,10 @@ class Channels:
         return (reads == 1) & ~written, (writes == 1) & ~read
 
     def _limits(self, count: int) -> F64:
-        limit = np.full(count, _SPREAD["DOUBLE"])
+        limit = np.full(count, NUMBER_TYPES["DOUBLE"].spread)
         numbering = self.constraints.numbering
         for value in numbering.values:
-            dtype = self.constraints.draft.values[value].dtype
-            most = _SPREAD.get(dtype, _SPREAD["FLOAT16"])
-            if most < _SPREAD["DOUBLE"]:
+            most = number_type(self.constraints.draft.values[value].dtype).spread
+            if most < NUMBER_TYPES["DOUBLE"].spread:
                 np.minimum.at(limit, self.scale[numbering.of(value).ravel()], most)
         return limit

@@ -33,27 +33,13 @@ from bnfold.channel_graph import (
     Sum,
     Tie,
     ValueId,
-    Weight,
 )
 from bnfold.passes.draft import Draft
-from bnfold.passes.guards import ANCHOR_REASONS, SCALABLE_TYPES
+from bnfold.passes.guards import Refusal, anchored, shared, unusable
+from bnfold.passes.number_types import number_type
 from bnfold.passes.numbering import Numbering, Pairs
 from bnfold.passes.potentials import F64, EdgeList, Ids, Mask, Potentials
 from bnfold.planning import Reason
-
-ITEM_BYTES = {"FLOAT": 4, "FLOAT16": 2, "BFLOAT16": 2, "DOUBLE": 8}
-# Below this share of a step's shift, dividing by its scale leaves too few digits of what the shift
-# was added to. A scale alone may be undone whatever its size: that loses no digits.
-_TINY = {"FLOAT": 2.0**-8, "FLOAT16": 2.0**-4, "BFLOAT16": 2.0**-3, "DOUBLE": 2.0**-20}
-
-
-@dataclass(frozen=True, slots=True)
-class Fence:
-    """Why values have to be in true units, or without a shift."""
-
-    reason: Reason
-    witness: tuple[str, ...]
-    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -118,8 +104,8 @@ class Constraints:
         self._barred, self._rigid, self._held, self._cloned = barred, rigid, held, cloned
         self.numbering = Numbering(draft)
         self.candidates: list[Candidate] = []
-        self.scale_fences: list[tuple[Ids, Fence]] = []
-        self.shift_fences: list[tuple[Ids, Fence]] = []
+        self.scale_fences: list[tuple[Ids, Refusal]] = []
+        self.shift_fences: list[tuple[Ids, Refusal]] = []
         self.reads: dict[int, Ids] = {}
         self.writes: dict[int, Ids] = {}
         self.bare: list[int] = []
@@ -172,17 +158,17 @@ class Constraints:
         elif isinstance(operator, Norm):
             self._norm(index, operator)
         else:
-            fence = Fence(Reason.NO_LINEAR_NEIGHBOUR, (operator.name,))
+            fence = Refusal(Reason.NO_LINEAR_NEIGHBOUR, (operator.name,))
             self._fence_all(index, fence)
 
     def _linear(self, index: int, linear: Linear) -> None:
-        fence = _unusable(linear.weight, linear.name)
+        fence = unusable(linear.weight, linear.name)
         if fence is not None:
             self._fence_all(index, fence)
             return
         data, output = self.draft.input(index), self.draft.output(index)
         for value in self.draft.inputs(index)[1:]:
-            self._fence(value, Fence(Reason.BIAS_NOT_CONSTANT, (linear.name,)))
+            self._fence(value, Refusal(Reason.BIAS_NOT_CONSTANT, (linear.name,)))
         if data in self.numbering.values and self.draft.inputs(index).count(data) == 1:
             self._reads(index, linear, data)
         if output in self.numbering.values:
@@ -193,7 +179,7 @@ class Constraints:
         if linear.bias is Bias.OPERATOR and not self.draft.has_bias(index):
             self.bare.append(index)
             if index in self._barred:
-                fence = Fence(Reason.EXTRA_OPERATOR, (linear.name,))
+                fence = Refusal(Reason.EXTRA_OPERATOR, (linear.name,))
                 self._fence_shift(data, fence)
                 self._fence_shift(output, fence)
 
@@ -202,47 +188,46 @@ class Constraints:
             return
         self.reads[index] = self.numbering.along(data, linear.in_axis)
         if linear.shift_barrier:
-            fence = Fence(Reason.ZERO_PADDING, (linear.name,), linear.shift_barrier)
+            fence = Refusal(Reason.ZERO_PADDING, (linear.name,), linear.shift_barrier)
             self._fence_shift(data, fence)
         elif linear.bias is Bias.DYNAMIC:
-            self._fence_shift(data, Fence(Reason.BIAS_NOT_CONSTANT, (linear.name,)))
+            self._fence_shift(data, Refusal(Reason.BIAS_NOT_CONSTANT, (linear.name,)))
 
     def _writes(self, index: int, linear: Linear, output: ValueId) -> None:
         if linear.bias is Bias.DYNAMIC:
-            self._fence(output, Fence(Reason.BIAS_NOT_CONSTANT, (linear.name,)))
+            self._fence(output, Refusal(Reason.BIAS_NOT_CONSTANT, (linear.name,)))
         elif self._on_axis(index, output, linear.out_axis, linear.out_channels, linear.name):
             self.writes[index] = self.numbering.along(output, linear.out_axis)
 
     def _norm(self, index: int, norm: Norm) -> None:
         output = self.draft.output(index)
         for value in self.draft.inputs(index):
-            self._fence(value, Fence(Reason.NO_LINEAR_NEIGHBOUR, (norm.name,)))
-        fence = _unusable(norm.weight, norm.name)
+            self._fence(value, Refusal(Reason.NO_LINEAR_NEIGHBOUR, (norm.name,)))
+        fence = unusable(norm.weight, norm.name)
         if norm.bias is Bias.DYNAMIC:
-            fence = Fence(Reason.BIAS_NOT_CONSTANT, (norm.name,))
+            fence = Refusal(Reason.BIAS_NOT_CONSTANT, (norm.name,))
         elif norm.weight is not None and len(norm.weight.readers) > 1:
-            others = tuple(name for name in norm.weight.readers if name != norm.name)
-            fence = Fence(Reason.SHARED_WEIGHT, others or norm.weight.readers)
+            fence = shared(norm.weight, norm.name)
         if fence is not None:
             self._fence(output, fence)
             return
         if output not in self.numbering.values:
             return
         if norm.bias is Bias.OPERATOR:
-            self._fence_shift(output, Fence(Reason.EXTRA_OPERATOR, (norm.name,)))
+            self._fence_shift(output, Refusal(Reason.EXTRA_OPERATOR, (norm.name,)))
         if self._on_axis(index, output, norm.axis, norm.channels, norm.name):
             self.writes[index] = self.numbering.along(output, norm.axis)
 
     def _step(self, index: int, step: Affine) -> None:
         x, y = self.draft.input(index), self.draft.output(index)
         if not self.draft.is_open(index) or index in self._rigid:
-            self._fence_all(index, Fence(Reason.NO_LINEAR_NEIGHBOUR, (step.name,)))
+            self._fence_all(index, Refusal(Reason.NO_LINEAR_NEIGHBOUR, (step.name,)))
             return
         taken = self.draft.step_map(index)
         sizes = self.numbering.sizes
         numbered = taken.channels == 1 or step.axis in self.numbering.axes[x]
         if not taken.finite or not numbered or sizes[x] != sizes[y]:
-            self._fence_all(index, Fence(Reason.NO_LINEAR_NEIGHBOUR, (step.name,)))
+            self._fence_all(index, Refusal(Reason.NO_LINEAR_NEIGHBOUR, (step.name,)))
             return
         if index in self._narrowed:
             for value in (x, y):
@@ -274,8 +259,7 @@ class Constraints:
         scale, shift = (
             np.broadcast_to(v.reshape(shape), sizes).ravel() for v in (taken.scale, taken.shift)
         )
-        dtype = self.draft.values[y].dtype
-        tiny = _TINY.get(dtype, _TINY["FLOAT16"]) * np.abs(shift)
+        tiny = number_type(self.draft.values[y].dtype).tiny * np.abs(shift)
         return Candidate(
             index, self.numbering.of(x).ravel(), self.numbering.of(y).ravel(), scale, shift,
             _bytes(self.draft, y), ~(np.abs(scale) > tiny),
@@ -309,8 +293,8 @@ class Constraints:
                 self._parts.stiff.append(target)
         if tie.shift is ShiftRule.ZERO:
             for value in {v for r in routes for v in (r.source, r.target)}:
-                self._fence_shift(value, Fence(Reason.SHIFT, (name,)))
-        fence = Fence(Reason.NO_LINEAR_NEIGHBOUR, (name,))
+                self._fence_shift(value, Refusal(Reason.SHIFT, (name,)))
+        fence = Refusal(Reason.NO_LINEAR_NEIGHBOUR, (name,))
         partial = {
             r.target for r in routes for link in r.links or () if link.target_index is not None
         }
@@ -358,7 +342,7 @@ class Constraints:
             columns.append(found)
             self._parts.stiff.append(pairs.target)
         used = {r.source for r in routes} | {output}
-        self._fence_others(index, used, Fence(Reason.NO_LINEAR_NEIGHBOUR, (total.name,)))
+        self._fence_others(index, used, Refusal(Reason.NO_LINEAR_NEIGHBOUR, (total.name,)))
         whole = np.all([column >= 0 for column in columns], axis=0)
         self._parts.sums.append(([c[whole] for c in columns], [-1, *total.signs], index))
 
@@ -389,13 +373,13 @@ class Constraints:
         gate = 0 if anchored == [True, False] else 1
         if anchored[0] == anchored[1]:
             gate = 0 if sizes[0] < sizes[1] else 1
-        fence = Fence(Reason.SHIFT, (product.name,), "it multiplies two activations")
+        fence = Refusal(Reason.SHIFT, (product.name,), "it multiplies two activations")
         for value in {*factors, self.draft.output(index)}:
             self._fence_shift(value, fence)
         if factors[0] == factors[1]:
-            self._fence_all(index, Fence(Reason.NO_LINEAR_NEIGHBOUR, (product.name,)))
+            self._fence_all(index, Refusal(Reason.NO_LINEAR_NEIGHBOUR, (product.name,)))
             return
-        true = Fence(Reason.NO_LINEAR_NEIGHBOUR, (product.name,), "a factor of it")
+        true = Refusal(Reason.NO_LINEAR_NEIGHBOUR, (product.name,), "a factor of it")
         self._fence(factors[gate], true)
         self._parts.stiff.append(self._same_scale(index, routes[1 - gate]).target)
         used = {*factors, self.draft.output(index)}
@@ -434,27 +418,24 @@ class Constraints:
         linear = self.draft.operator(index)
         assert isinstance(linear, Linear)
         assert linear.weight is not None
-        others = tuple(n for n in linear.weight.readers if n != linear.name)
-        fence = Fence(Reason.SHARED_WEIGHT, others or linear.weight.readers)
-        self._anchor_scale(numbers, fence)
+        self._anchor_scale(numbers, shared(linear.weight, linear.name))
 
     # ---- true units ----
 
     def _outside(self, value: ValueId) -> None:
-        anchor = self.draft.anchors.get(value)
-        name = f"'{self.draft.values[value].name}'"
-        if anchor is not None:
-            reason = ANCHOR_REASONS[anchor]
-            self._fence(value, Fence(reason, (name,), f"which {anchor.value}"))
+        fence = anchored(self.draft, value)
+        if fence is not None:
+            self._fence(value, fence)
         elif self.draft.producer(value) is None:
-            self._fence(value, Fence(Reason.NO_LINEAR_NEIGHBOUR, (name,)))
+            name = f"'{self.draft.values[value].name}'"
+            self._fence(value, Refusal(Reason.NO_LINEAR_NEIGHBOUR, (name,)))
 
     def _on_axis(self, index: int, value: ValueId, axis: int, channels: int, name: str) -> bool:
         """Whether units next to an operator lie on its channels; all others are made equal."""
         numbers = self.numbering.along(value, axis)
         if numbers.size not in (1, channels):
             detail = f"{numbers.size} against {channels}"
-            self._fence(value, Fence(Reason.CHANNEL_AXIS, (name,), detail))
+            self._fence(value, Refusal(Reason.CHANNEL_AXIS, (name,), detail))
             return False
         self._tie_beside(value, axis, index)
         return True
@@ -467,10 +448,10 @@ class Constraints:
             self._parts.scale.add(left, right, index)
             self._parts.shift.add(left, right, index)
 
-    def _fence_all(self, index: int, fence: Fence) -> None:
+    def _fence_all(self, index: int, fence: Refusal) -> None:
         self._fence_others(index, set(), fence)
 
-    def _fence_others(self, index: int, but: set[ValueId], fence: Fence) -> None:
+    def _fence_others(self, index: int, but: set[ValueId], fence: Refusal) -> None:
         operator = self.draft.operator(index)
         outputs = (self.draft.resolve(v) for v in operator.outputs)
         inputs = self.draft.inputs(index)
@@ -480,45 +461,37 @@ class Constraints:
             if value not in but or inputs.count(value) > max(1, routes.count(value)):
                 self._fence(value, fence)
 
-    def _fence_rest(self, value: ValueId, reached: Ids, fence: Fence) -> None:
+    def _fence_rest(self, value: ValueId, reached: Ids, fence: Refusal) -> None:
         numbers = self.numbering.of(value).ravel()
         rest = numbers[~np.isin(numbers, reached)]
         self._anchor_scale(rest, fence)
         self._anchor_shift(rest, fence)
 
-    def _fence(self, value: ValueId, fence: Fence) -> None:
+    def _fence(self, value: ValueId, fence: Refusal) -> None:
         if value in self.numbering.values:
             self._anchor_scale(self.numbering.of(value).ravel(), fence)
             self._fence_shift(value, fence)
 
-    def _fence_shift(self, value: ValueId, fence: Fence) -> None:
+    def _fence_shift(self, value: ValueId, fence: Refusal) -> None:
         if value in self.numbering.values:
             self._anchor_shift(self.numbering.of(value).ravel(), fence)
 
-    def _anchor_scale(self, numbers: Ids, fence: Fence) -> None:
+    def _anchor_scale(self, numbers: Ids, fence: Refusal) -> None:
         if numbers.size:
             self._parts.scale.add(np.zeros_like(numbers), numbers)
             self.scale_fences.append((numbers, fence))
 
-    def _anchor_shift(self, numbers: Ids, fence: Fence) -> None:
+    def _anchor_shift(self, numbers: Ids, fence: Refusal) -> None:
         if numbers.size:
             self._parts.shift.add(np.zeros_like(numbers), numbers)
             self.shift_fences.append((numbers, fence))
-
-
-def _unusable(weight: Weight | None, name: str) -> Fence | None:
-    if weight is None:
-        return Fence(Reason.WEIGHT_NOT_CONSTANT, (name,))
-    if weight.dtype not in SCALABLE_TYPES:
-        return Fence(Reason.WEIGHT_TYPE, (name,), weight.dtype)
-    return None
 
 
 def _bytes(draft: Draft, value: ValueId) -> int:
     """The size of a value, with 1 for what is not known."""
     stated = draft.values[value]
     known = prod(dim for dim in stated.shape or () if isinstance(dim, int))
-    return known * ITEM_BYTES.get(stated.dtype, 4)
+    return known * number_type(stated.dtype).nbytes
 
 
 def _none() -> Ids:

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from bnfold.affine import AffineMap
-from bnfold.channel_graph import Affine, Anchor, Bias, Linear, ValueId
+from bnfold.channel_graph import Affine, Anchor, Bias, Linear, ValueId, Weight
 from bnfold.passes.draft import Draft
+from bnfold.passes.number_types import NUMBER_TYPES
 from bnfold.planning import Kept, Reason
 
-SCALABLE_TYPES = frozenset({"FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE"})
-
-ANCHOR_REASONS = {
+_ANCHOR_REASONS = {
     Anchor.INPUT: Reason.GRAPH_BOUNDARY,
     Anchor.OUTPUT: Reason.GRAPH_BOUNDARY,
     Anchor.CAPTURED: Reason.CAPTURED,
@@ -46,7 +45,7 @@ def anchored(draft: Draft, value: ValueId) -> Refusal | None:
     if anchor is None:
         return None
     name = draft.values[value].name
-    return Refusal(ANCHOR_REASONS[anchor], (f"'{name}'",), f"which {anchor.value}")
+    return Refusal(_ANCHOR_REASONS[anchor], (f"'{name}'",), f"which {anchor.value}")
 
 
 def read_by_others(draft: Draft, value: ValueId, reader: int) -> Refusal | None:
@@ -57,15 +56,28 @@ def read_by_others(draft: Draft, value: ValueId, reader: int) -> Refusal | None:
     return Refusal(Reason.OTHER_READER, tuple(dict.fromkeys(draft.name(i) for i in others)))
 
 
+def unusable(weight: Weight | None, name: str) -> Refusal | None:
+    """Refuse to change the weight of operator ``name``: none there, or not of a float type."""
+    if weight is None:
+        return Refusal(Reason.WEIGHT_NOT_CONSTANT, (name,))
+    if weight.dtype not in NUMBER_TYPES:
+        return Refusal(Reason.WEIGHT_TYPE, (name,), weight.dtype)
+    return None
+
+
+def shared(weight: Weight, name: str) -> Refusal:
+    """Refuse to change a weight that others read besides operator ``name``."""
+    others = tuple(reader for reader in weight.readers if reader != name)
+    return Refusal(Reason.SHARED_WEIGHT, others or weight.readers)
+
+
 def weight_refusal(linear: Linear, taken: AffineMap) -> Refusal | None:
     """Refuse to change a weight that is not there, not ours alone, or not of a float type."""
-    if linear.weight is None:
-        return Refusal(Reason.WEIGHT_NOT_CONSTANT, (linear.name,))
-    if linear.weight.dtype not in SCALABLE_TYPES:
-        return Refusal(Reason.WEIGHT_TYPE, (linear.name,), linear.weight.dtype)
-    others = tuple(name for name in linear.weight.readers if name != linear.name)
+    if refusal := unusable(linear.weight, linear.name):
+        return refusal
+    assert linear.weight is not None
     if len(linear.weight.readers) > 1 and not taken.is_shifting:
-        return Refusal(Reason.SHARED_WEIGHT, others or linear.weight.readers)
+        return shared(linear.weight, linear.name)
     return None
 
 

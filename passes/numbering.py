@@ -168,7 +168,7 @@ class Numbering:
         self, index: int, value: ValueId, axis: int
     ) -> Iterable[tuple[ValueId, int, int | None]]:
         """Which axes of which values vary because ``axis`` of ``value`` does."""
-        size = self._size(value, axis)
+        size = self.size(value, axis)
         if isinstance(self.draft.operator(index), Affine):
             for other in (self.draft.input(index), self.draft.output(index)):
                 yield other, axis, size
@@ -196,18 +196,19 @@ class Numbering:
                 yield from ((other, a, None) for a in theirs)
 
     def _sized(self, value: ValueId, axes: Axes) -> bool:
-        return all(self._size(value, axis) is not None for axis in axes)
+        return all(self.size(value, axis) is not None for axis in axes)
 
     def _worth(self, index: int, value: ValueId, axes: Axes) -> bool:
         """Whether a group of axes can be numbered, and somebody could use it there.
 
         Somebody on this side of operator ``index``: who is beyond it has been asked already.
         """
-        long = [axis for axis in axes if self._size(value, axis) != 1]
+        long = [axis for axis in axes if self.size(value, axis) != 1]
         used = (self._useful.get((value, axis), set()) for axis in long)
         return self._sized(value, axes) and any(beyond - {index} for beyond in used)
 
-    def _size(self, value: ValueId, axis: int) -> int | None:
+    def size(self, value: ValueId, axis: int) -> int | None:
+        """The size of ``value`` along ``axis``, if known."""
         shape = self.draft.values[value].shape
         if shape is not None and -len(shape) <= axis < len(shape):
             size = shape[axis]
@@ -218,7 +219,7 @@ class Numbering:
     # ---- the numbers ----
 
     def _number(self, value: ValueId) -> None:
-        sized = {axis: self._size(value, axis) for axis in sorted(self._wanted.get(value, ()))}
+        sized = {axis: self.size(value, axis) for axis in sorted(self._wanted.get(value, ()))}
         known = {axis: size for axis, size in sized.items() if size is not None and size > 1}
         if prod(known.values()) > _LARGEST:
             known = {}
@@ -249,10 +250,6 @@ class Numbering:
         other = tuple(k for k, a in enumerate(axes) if a != axis)
         return _collapsed(numbers, other)[1:]
 
-    def size(self, value: ValueId, axis: int) -> int | None:
-        """The size of ``value`` along ``axis``, if known."""
-        return self._size(value, axis)
-
     def pairs(self, route: Route) -> Pairs:
         """Which numbers ``route`` makes equal."""
         source, target = self.of(route.source), self.of(route.target)
@@ -279,7 +276,7 @@ class Numbering:
             (route.target, link.target, link.target_index),
         ):
             sizes = dict(zip(self.axes[value], self.sizes[value], strict=True))
-            if any(axis not in sizes and self._size(value, axis) != 1 for axis in axes):
+            if any(axis not in sizes and self.size(value, axis) != 1 for axis in axes):
                 return False
             count = prod(sizes.get(axis, 1) for axis in axes)
             counts.append(count if index is None else index.size)

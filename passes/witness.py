@@ -15,7 +15,8 @@ import numpy as np
 
 from bnfold.channel_graph import Linear, Sum
 from bnfold.passes.classes import Bond
-from bnfold.passes.constraints import Constraints, Fence
+from bnfold.passes.constraints import Constraints
+from bnfold.passes.guards import Refusal, shared
 from bnfold.passes.potentials import Edges, Ids
 from bnfold.passes.search import Found
 from bnfold.passes.solution import Broken, Conflict, Solution
@@ -57,7 +58,7 @@ def explain(constraints: Constraints, found: Found, local: Mapping[int, Kept]) -
 class _Met:
     """What a walk came to: a fence, or the other side of the step; and the operators on the way."""
 
-    fence: Fence | None
+    fence: Refusal | None
     passed: tuple[int, ...]
 
 
@@ -82,9 +83,9 @@ class _Ways:
 class _Walk:
     """Walks between channels that are tied, until one stands at a fence."""
 
-    def __init__(self, ways: _Ways, fences: Iterable[tuple[Ids, Fence]]) -> None:
+    def __init__(self, ways: _Ways, fences: Iterable[tuple[Ids, Refusal]]) -> None:
         self._ways = ways
-        self._fence: dict[int, Fence] = {}
+        self._fence: dict[int, Refusal] = {}
         for numbers, fence in fences:
             for number in numbers.tolist():
                 old = self._fence.get(number)
@@ -124,7 +125,7 @@ def _passed(came: Mapping[int, tuple[int, int]], end: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys(reversed(owners)))
 
 
-def _rank(fence: Fence) -> int:
+def _rank(fence: Refusal) -> int:
     return _TELLING.index(fence.reason)
 
 
@@ -150,7 +151,7 @@ class _Why:
     def sign(self) -> _Walk:
         """The same, to operators that pass only positive scales."""
         positive = [
-            (numbers, Fence(Reason.SHIFT, (self.draft.name(index),)))
+            (numbers, Refusal(Reason.SHIFT, (self.draft.name(index),)))
             for numbers, index in self.constraints.positive
         ]
         return _Walk(self._scale_ways, positive)
@@ -219,7 +220,7 @@ class _Why:
         met = [m.fence for m in (self.scale.to_fence(x, step), around) if m and m.fence]
         telling = min(met, key=_rank, default=None)
         if telling is not None and telling.reason in _FIXES_SCALE:
-            return Kept(step, telling.reason, telling.witness, telling.detail)
+            return telling.kept(step)
         held = self._held(self.scale, step, x, y)
         if held is not None:
             return held
@@ -245,9 +246,8 @@ class _Why:
                 continue
             if index not in self.constraints.agreeing:
                 return Kept(step, Reason.CHANNEL_AXIS, (linear.name,))
-            readers = linear.weight.readers if linear.weight else ()
-            others = tuple(name for name in readers if name != linear.name)
-            return Kept(step, Reason.SHARED_WEIGHT, others or (linear.name,))
+            assert linear.weight is not None
+            return shared(linear.weight, linear.name).kept(step)
         return None
 
     def _around(self, step: int, x: int, y: int) -> tuple[str, ...]:
@@ -273,7 +273,7 @@ class _Why:
             )  # fmt: skip
             return Kept(step, Reason.SHIFT, sums[:_NAMED] or (self.draft.name(step),))
         if _rank(telling) <= _TELLING.index(Reason.SHIFT):
-            return Kept(step, telling.reason, telling.witness, telling.detail)
+            return telling.kept(step)
         held = self._held(self.shift, step, x, y)
         if held is not None:
             return held

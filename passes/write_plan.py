@@ -48,7 +48,9 @@ class _Writer:
         for index, numbers in self.constraints.reads.items():
             if index not in self.gone and isinstance(self.draft.operator(index), Linear):
                 taken = AffineMap(self.units.scale[numbers], self.units.shift[numbers])
-                self._absorb_input(index, numbers, taken)
+                if not taken.is_identity:
+                    self.draft.absorb_input(index, taken)
+                    self.absorbers.append((index, numbers, False))
         for index, numbers in (*self.constraints.writes.items(), *self.constraints.fills.items()):
             if index in self.gone:
                 continue
@@ -62,11 +64,6 @@ class _Writer:
         for candidate in sorted(self.vanished, key=lambda c: c.step):
             self._vanish(candidate, stored, nearest.get(candidate.step, {}))
         return stored
-
-    def _absorb_input(self, index: int, numbers: Ids, taken: AffineMap) -> None:
-        if not taken.is_identity:
-            self.draft.absorb_input(index, taken)
-            self.absorbers.append((index, numbers, False))
 
     def _step(self, index: int) -> None:
         """A step that stays takes over the units on both sides of it."""
