@@ -9,38 +9,15 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from bnfold.channel_graph import (
-    Dim,
-    Link,
-    Operator,
-    Product,
-    Route,
-    ShiftRule,
-    Sign,
-    Sum,
-    Tie,
-    ValueId,
-)
+from bnfold.channel_graph import Dim, Operator, Route, ValueId
 from bnfold.onnx_facts import FLOAT_TYPES, Facts, input_at, int_attribute
+from bnfold.stating import Links, Stating, UnstatedError, Way, axes_of, axis_of, known
 
-Links = tuple[Link, ...]
-
-
-class UnstatedError(Exception):
-    """Too little is known of a node to state it: it counts as unknown."""
+__all__ = ["Asked", "Links", "Rule", "UnstatedError", "Way", "axes_of", "axis_of"]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Way:
-    """A route between input ``source`` and output ``target`` of a node, by position."""
-
-    source: int = 0
-    links: Links | None = None
-    target: int = 0
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Asked:
+@dataclass(frozen=True, eq=False)
+class Asked(Stating):
     """One node, and all that is known of it.
 
     ``number`` gives the number of an activation, ``readers`` the names of all operators that
@@ -77,7 +54,7 @@ class Asked:
 
     def shape(self, position: int = 0) -> tuple[Dim, ...]:
         """The shape of an input, whose rank has to be known."""
-        return _known(self.facts.shape(self.value(position)))
+        return known(self.facts.shape(self.value(position)))
 
     def made(self, position: int = 0) -> tuple[Dim, ...] | None:
         """The shape of an output; None when its rank is unknown."""
@@ -85,7 +62,7 @@ class Asked:
 
     def rank(self) -> int:
         """The rank of the first input, of an operator that keeps it."""
-        return len(_known(self.facts.shape(self.value()) or self.made()))
+        return len(known(self.facts.shape(self.value()) or self.made()))
 
     def array(self, position: int) -> NDArray[np.float64]:
         """Input ``position``, which has to be a constant."""
@@ -129,56 +106,32 @@ class Asked:
     # ---- answers ----
 
     @property
+    def name(self) -> str:
+        """The node's name, or what it makes."""
+        return self.facts.label(self.node)
+
+    @property
+    def op_type(self) -> str:
+        """The operator's name in ONNX."""
+        return self.node.op_type
+
+    @property
     def inputs(self) -> tuple[ValueId, ...]:
         """All activations that the node reads, in order."""
-        read = (v for v in self.node.inputs if v is not None)
-        return tuple(self.number(v) for v in read if not self.facts.constants.is_constant(v))
+        return tuple(value for value in self.operands() if value is not None)
 
     @property
     def outputs(self) -> tuple[ValueId, ...]:
         """All outputs that have a name, in order."""
         return tuple(self.number(v) for v in self.node.outputs if v.name)
 
-    def tie(self, sign: Sign, shift: ShiftRule, *ways: Way) -> Tie:
-        """A tie along ``ways``; without any, the first input is the output, entry by entry."""
-        return Tie(
-            name=self.facts.label(self.node), op_type=self.node.op_type, inputs=self.inputs,
-            outputs=self.outputs, sign=sign, shift=shift, routes=self._routes(ways or (Way(),)),
-        )  # fmt: skip
+    def operands(self) -> Sequence[ValueId | None]:
+        """The inputs of the node; None where one is constant or not given."""
+        is_constant = self.facts.constants.is_constant
+        return [None if v is None or is_constant(v) else self.number(v) for v in self.node.inputs]
 
-    def sum(self, signs: Sequence[int], *ways: Way) -> Sum:
-        """A sum over ``ways``, one for each input."""
-        return Sum(
-            name=self.facts.label(self.node), op_type=self.node.op_type, inputs=self.inputs,
-            outputs=self.outputs, signs=tuple(signs), routes=self._routes(ways),
-        )  # fmt: skip
-
-    def product(self, first: Way, second: Way) -> Product:
-        """The product of two inputs."""
-        pair = (self._route(first), self._route(second))
-        if pair[0].source == pair[1].source:
-            raise UnstatedError  # a square: one factor can't be in units that the other is not in
-        return Product(
-            name=self.facts.label(self.node), op_type=self.node.op_type, inputs=self.inputs,
-            outputs=self.outputs, routes=pair,
-        )  # fmt: skip
-
-    def _routes(self, ways: Sequence[Way]) -> tuple[Route, ...]:
-        routes = tuple(self._route(way) for way in ways)
-        used = {way.source for way in ways}
-        tied = {route.source for route in routes}
-        for position, value in enumerate(self.node.inputs):
-            aside = position not in used and value is not None
-            if (
-                aside
-                and not self.is_constant(position)
-                and self.number(self.value(position)) in tied
-            ):
-                raise UnstatedError  # the same tensor is also read in true units
-        alike = all(route.links is None for route in routes) and len(self.outputs) == 1
-        return () if alike and tuple(r.source for r in routes) == self.inputs else routes
-
-    def _route(self, way: Way) -> Route:
+    def route(self, way: Way) -> Route:
+        """``way`` between numbered values."""
         source, target = self.value(way.source), self.node.outputs[way.target]
         if self.is_constant(way.source) or not target.name:
             raise UnstatedError
@@ -190,21 +143,3 @@ class Asked:
 
 
 Rule = Callable[[Asked], Operator]
-
-
-def axis_of(axis: int, rank: int) -> int:
-    """An axis counted from the front."""
-    if not -rank <= axis < rank:
-        raise UnstatedError
-    return axis % rank if rank else 0
-
-
-def axes_of(axes: Sequence[int], rank: int) -> tuple[int, ...]:
-    """Axes counted from the front, in order."""
-    return tuple(sorted({axis_of(axis, rank) for axis in axes}))
-
-
-def _known(shape: tuple[Dim, ...] | None) -> tuple[Dim, ...]:
-    if shape is None:
-        raise UnstatedError
-    return shape

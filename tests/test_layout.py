@@ -18,7 +18,7 @@ LAYERS = (
     ("range_guard",),
     ("affine",),
     ("channel_graph",),
-    ("index_maps",),
+    ("index_maps", "stating"),
     ("planning",),
     ("passes",),
     ("report.model",),
