@@ -44,6 +44,8 @@ class Anchor(Enum):
     INPUT = "is an input of the graph"
     OUTPUT = "is an output of the graph"
     CAPTURED = "is captured by a subgraph"
+    HOOK = "is seen by a hook"
+    CHANGED = "is changed in place while others still read it"
 
 
 class Bias(Enum):
@@ -52,6 +54,7 @@ class Bias(Enum):
     BUILT_IN = "an input of the operator, or an Add that already follows it"
     OPERATOR = "an Add that has yet to be made"
     DYNAMIC = "taken: it is computed at run time"
+    NOWHERE = "nowhere: what calls the operator has no place for a bias"
 
 
 class Form(Enum):
@@ -139,6 +142,7 @@ class Affine(Operator):
 
     ``axis`` is None when the map is the same everywhere. ``map`` is None when a parameter is
     not constant. ``unproved`` says what about the channel axis could not be proved, if anything.
+    ``stays`` names the code that the step is written in, if that can't be changed.
     """
 
     axis: int | None
@@ -146,6 +150,7 @@ class Affine(Operator):
     form: Form
     training_mode: bool = False
     unproved: str = ""
+    stays: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,19 +12,14 @@ from collections.abc import Callable, Container, Iterable, Iterator
 import numpy as np
 import onnx_ir as ir
 
-from bnfold.affine import AffineMap, cast_once, vector_fault
+from bnfold.affine import AffineMap, cast_once
 from bnfold.channel_graph import Affine
+from bnfold.folding import FoldRefusedError, checked, weight_changes
 from bnfold.onnx_describe import ConstantSite, Described, NormSite, PadSite
 from bnfold.onnx_edit import Editor
 from bnfold.onnx_evaluate import UncomputableError
 from bnfold.onnx_facts import input_at
-from bnfold.onnx_fold import (
-    FoldedTensor,
-    FoldedWeight,
-    FoldRefusedError,
-    folded_bias,
-    weight_changes,
-)
+from bnfold.onnx_fold import FoldedTensor, FoldedWeight, folded_bias
 from bnfold.onnx_linear import LinearSite, Slot, unnamed
 from bnfold.onnx_steps import StepSite
 from bnfold.onnx_tensors import Array
@@ -200,10 +195,10 @@ def _norm(
         constants.float64(gamma), np.zeros(1) if beta is None else constants.float64(beta)
     )
     merged = taken.output.after(own)
-    scale = ir.Tensor(_checked(index, merged.scale, dtype), dtype=dtype)
+    scale = ir.Tensor(checked(index, merged.scale, dtype.numpy()), dtype=dtype)
     shift = None
     if beta is not None or not merged.is_scaling:
-        shift = ir.Tensor(_checked(index, merged.shift, dtype), dtype=dtype)
+        shift = ir.Tensor(checked(index, merged.shift, dtype.numpy()), dtype=dtype)
 
     def edit() -> None:
         editor.set_constant(site.node, 1, scale, site.graph, f"{gamma.name}_folded")
@@ -220,7 +215,7 @@ def _pad(
     assert taken.output is not None
     dtype = described.facts.dtype(site.node.outputs[0]) or ir.DataType.FLOAT
     value = taken.output.scale * site.value + taken.output.shift
-    tensor = ir.Tensor(_checked(index, value, dtype).reshape(()), dtype=dtype)
+    tensor = ir.Tensor(checked(index, value, dtype.numpy()).reshape(()), dtype=dtype)
 
     def edit() -> None:
         if described.facts.opset(site.graph) < 11:
@@ -248,7 +243,7 @@ def _step(
     values = merged.scale if merged.is_scaling else merged.shift
     dtype = described.facts.dtype(site.node.outputs[0]) or _constant_dtype(described, site)
     shape = (-1,) + (1,) * _trailing(described, site, taken) if merged.channels > 1 else ()
-    tensor = ir.Tensor(_checked(index, values, dtype).reshape(shape))
+    tensor = ir.Tensor(checked(index, values, dtype.numpy()).reshape(shape))
 
     def edit() -> None:
         node, graph = site.node, site.graph
@@ -283,14 +278,6 @@ def _constant_dtype(described: Described, site: StepSite) -> ir.DataType:
     return found[0] if found and found[0] is not None else ir.DataType.FLOAT
 
 
-def _checked(index: int, values: np.ndarray, dtype: ir.DataType) -> Array:
-    result = cast_once(values, dtype.numpy())
-    fault = vector_fault(values, result)
-    if fault is not None:
-        raise FoldRefusedError(index, Reason.RANGE, f"{fault.what} on channel {fault.channel}")
-    return result
-
-
 def _batch_norm(
     described: Described, editor: Editor, index: int, site: StepSite, merged: AffineMap
 ) -> Edit:
@@ -306,7 +293,7 @@ def _batch_norm(
         assert value is not None
         dtype = described.facts.constants.dtype(value)
         assert dtype is not None
-        arrays.append(ir.Tensor(_checked(index, values, dtype), dtype=dtype))
+        arrays.append(ir.Tensor(checked(index, values, dtype.numpy()), dtype=dtype))
 
     def edit() -> None:
         for position, tensor in enumerate(arrays, start=1):

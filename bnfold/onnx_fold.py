@@ -1,8 +1,4 @@
-"""What an ONNX operator holds once it took over its neighbours' maps: arrays, no edits.
-
-weight   W' = a_out W a_in                          in the type in which W is stored
-bias     c' = a_out (beta c + alpha W b_in) + b_out in the type of c, or of W when there is none
-"""
+"""The weights and biases of ONNX operators after a fold: arrays and lazy tensors, no edits."""
 
 from __future__ import annotations
 
@@ -12,47 +8,33 @@ from typing import BinaryIO
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from bnfold.affine import (
     F64,
     Layout,
     RangeGuard,
     cast_once,
-    in_channels,
     out_channels,
     scale_factors,
     scale_rows,
-    shift_through,
-    vector_fault,
 )
+from bnfold.folding import (
+    FoldRefusedError,
+    bias_stays_away,
+    refuse_out_of_range,
+    scales,
+    weight_changes,
+)
+from bnfold.folding import folded_bias as wide_bias
 from bnfold.onnx_evaluate import UncomputableError
 from bnfold.onnx_facts import Facts, input_at
 from bnfold.onnx_linear import LinearSite
 from bnfold.onnx_tensors import Array, rows_of_file
 from bnfold.planning import Absorption, Reason
 
+__all__ = ["FoldRefusedError", "FoldedTensor", "FoldedWeight", "folded_bias", "weight_changes"]
+
 _BLOCK_BYTES = 1 << 20  # of a weight, read and folded at a time
-
-
-class FoldRefusedError(Exception):
-    """A fold turned out, when it was computed, to be one that must not be made.
-
-    Args:
-        operator: The index of the operator in the channel graph.
-        reason: ``Reason.RANGE`` when a folded tensor leaves the range of its type,
-            ``Reason.WEIGHT_NOT_CONSTANT`` when a constant can't be computed.
-        detail: The channel, and what happened there.
-    """
-
-    def __init__(self, operator: int, reason: Reason, detail: str) -> None:
-        super().__init__(detail)
-        self.operator, self.reason, self.detail = operator, reason, detail
-
-
-def weight_changes(taken: Absorption) -> bool:
-    """Whether the weight is another one after the fold."""
-    return not all(m is None or m.is_shifting for m in (taken.input, taken.output))
 
 
 class FoldedWeight:
@@ -78,10 +60,7 @@ class FoldedWeight:
     ) -> None:
         self._source, self._shape, self._dtype, self._index = source, shape, dtype, index
         self._layout = layout
-        self._scales = (
-            None if taken.output is None else taken.output.scale,
-            None if taken.input is None else taken.input.scale,
-        )
+        self._taken = taken
 
     def blocks(self) -> Iterator[Array]:
         """The folded rows, some at a time, in the stored type; valid until the next are asked for.
@@ -89,7 +68,7 @@ class FoldedWeight:
         Raises:
             FoldRefusedError: The source can't be computed, or, at the end, it did not fit its type.
         """
-        a_out, a_in = self._scales
+        a_out, a_in = scales(self._taken)
         factors = scale_factors(self._shape, self._layout, output_scale=a_out, input_scale=a_in)
         guard = RangeGuard(self._shape, self._layout, self._dtype.numpy())
         start, memory = 0, None
@@ -103,11 +82,7 @@ class FoldedWeight:
             guard.see(start, before, after)
             start += before.shape[0]
             yield after
-        zeroed = _zeroed(self._shape, self._layout, a_out, a_in)
-        fault = guard.fault(zeroed)
-        if fault is not None:
-            detail = f"{fault.what} on channel {fault.channel}"
-            raise FoldRefusedError(self._index, Reason.RANGE, detail)
+        refuse_out_of_range(guard, self._shape, self._layout, self._index, self._taken)
 
     def _rows(self) -> Iterator[Array]:
         count = max(1, _BLOCK_BYTES * self._shape[0] // max(1, prod(self._shape) * 4))
@@ -163,21 +138,6 @@ class FoldedTensor(ir.LazyTensor):
             file.write(block)
 
 
-def _zeroed(
-    shape: tuple[int, ...], layout: Layout, a_out: F64 | None, a_in: F64 | None
-) -> NDArray[np.bool_] | None:
-    """The output channels that a scale of zero empties on purpose."""
-    channels = out_channels(shape, layout)
-    zeroed = np.zeros(channels, dtype=bool)
-    if a_out is not None:
-        zeroed |= a_out == 0
-    if a_in is not None:
-        live = np.broadcast_to(a_in != 0, (max(a_in.size, layout.groups),))
-        empty = ~live.reshape(layout.groups, -1).any(axis=1)
-        zeroed |= np.repeat(empty, channels // layout.groups)
-    return zeroed if zeroed.any() else None
-
-
 def folded_bias(facts: Facts, index: int, site: LinearSite, taken: Absorption) -> Array | None:
     """The bias of linear operator ``index`` after the fold; None when it needs none.
 
@@ -194,28 +154,18 @@ def folded_bias(facts: Facts, index: int, site: LinearSite, taken: Absorption) -
 
 def _folded_bias(facts: Facts, index: int, site: LinearSite, taken: Absorption) -> Array | None:
     given = bias_value(facts, site)
-    if given is None and all(m is None or m.is_scaling for m in (taken.input, taken.output)):
+    if given is None and bias_stays_away(taken):
         return None
     weight = site.node.inputs[site.weight_input]
     assert weight is not None
     channels = out_channels(facts.constants.shape(weight), site.layout)
     before = _given_bias(facts, site, given, channels)
-    wide = before
+    array = None
     if taken.input is not None and not taken.input.is_scaling:
-        shift = taken.input.expand(in_channels(facts.constants.shape(weight), site.layout)).shift
-        wide = wide + site.alpha * shift_through(facts.constants.array(weight), site.layout, shift)
-    if taken.output is not None:
-        wide = wide * taken.output.scale + taken.output.shift
-    source = given if given is not None else weight
-    dtype = facts.constants.dtype(source)
+        array = facts.constants.array(weight)
+    dtype = facts.constants.dtype(given if given is not None else weight)
     assert dtype is not None
-    after = cast_once(wide, dtype.numpy())
-    fault = vector_fault(wide, after)
-    if fault is not None:
-        raise FoldRefusedError(
-            index, Reason.RANGE, f"the bias {fault.what} on channel {fault.channel}"
-        )
-    return after
+    return wide_bias(before, array, site.layout, index, taken, dtype.numpy(), site.alpha)
 
 
 def _given_bias(facts: Facts, site: LinearSite, given: ir.Value | None, channels: int) -> F64:

@@ -8,47 +8,16 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from bnfold.channel_graph import ChannelGraph
-from bnfold.errors import InvalidModelError, UsageError
+from bnfold.errors import InvalidModelError
+from bnfold.folding import FoldRefusedError, Options, refusals
 from bnfold.onnx_commit import commit
 from bnfold.onnx_constants import bodies
 from bnfold.onnx_describe import Described, describe
-from bnfold.onnx_fold import FoldRefusedError
 from bnfold.onnx_shapes import Inferred
 from bnfold.onnx_sharpen import sharpened
 from bnfold.onnx_tensors import constant_of
-from bnfold.passes import plan_local, plan_max
 from bnfold.planning import Kept, Plan
 from bnfold.report.model import Report, Size, steps_of
-
-LEVELS = ("max", "local")
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How to fold.
-
-    Attributes:
-        level: ``"max"`` solves for the units of all tensors, ``"local"`` folds between direct
-            neighbours.
-        trust_initializers: Whether initializers that are also graph inputs are constants.
-        unshare_bytes: How many bytes of weights that several operators share may be stored again.
-    """
-
-    level: str = "max"
-    trust_initializers: bool = False
-    unshare_bytes: int = 0
-
-    def __post_init__(self) -> None:
-        if self.level not in LEVELS:
-            known = ", ".join(LEVELS)
-            raise UsageError(f"there is no level '{self.level}'", todo=f"choose one of: {known}")
-
-    def plan(self, graph: ChannelGraph, refused: Mapping[int, Kept]) -> Plan:
-        """Decide every affine step of ``graph``."""
-        if self.level == "local":
-            return plan_local(graph, refused)
-        return plan_max(graph, refused, unshare_bytes=self.unshare_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,24 +85,7 @@ def fold_model(
         try:
             return planned, commit(planned.described, planned.plan)
         except FoldRefusedError as fault:
-            refused.update(refusals(planned, fault))
-
-
-def refusals(planned: Planned, fault: FoldRefusedError) -> dict[int, Kept]:
-    """The steps that must stay because of what the operator that took them over met."""
-    name = planned.described.graph.operators[fault.operator].name
-    blamed = {fault.operator}
-    for _ in planned.plan.folds:
-        more = {fold.step for fold in planned.plan.folds if blamed.intersection(fold.into)}
-        if more <= blamed:
-            break
-        blamed |= more
-    folded = {fold.step for fold in planned.plan.folds}
-    # A shift may have come a long way; then the nearest step is dropped, and it is tried again.
-    nearest = sorted(folded, key=lambda step: abs(step - fault.operator))[:1]
-    steps = blamed & folded or set(nearest)
-    assert steps, f"no fold is to blame for {name}: {fault.detail}"
-    return {step: Kept(step, fault.reason, (name,), fault.detail) for step in steps}
+            refused.update(refusals(planned.described.graph, planned.plan, fault))
 
 
 def size_of(model: ir.Model) -> Size:

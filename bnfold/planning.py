@@ -141,6 +141,31 @@ class Reason(Enum):
         "one tensor can't take the units of this step and of {witness}",
         "keeping {witness} instead would free it",
     )
+    HOOK = (
+        "BNF021",
+        "the tensor {witness} is seen by a hook",
+        "removing the hook would free it",
+    )
+    IN_PLACE = (
+        "BNF022",
+        "the tensor {witness} is changed in place while others still read it",
+        "an operator that is not in place would free it",
+    )
+    IN_CODE = (
+        "BNF023",
+        "it is written in the code of {witness}",
+        "folding an ExportedProgram or a GraphModule in place of the module would free it",
+    )
+    SEVERAL_CALLS = (
+        "BNF024",
+        "one module does it and {witness}, and not all of these can vanish",
+        "a module of its own for each would free it",
+    )
+    NOT_CAPTURED = (
+        "BNF025",
+        "what happens around it could not be captured: {witness}",
+        "giving example inputs, or folding the parts of the model one by one, may free it",
+    )
 
     def __init__(self, code: str, sentence: str, hint: str) -> None:
         self.code = code

@@ -176,7 +176,11 @@ class Constraints:
         assert linear.weight is not None
         if len(linear.weight.readers) > 1 and linear.weight.storage not in self._cloned:
             self._shared[linear.weight.storage].append(index)
-        if linear.bias is Bias.OPERATOR and not self.draft.has_bias(index):
+        if linear.bias is Bias.NOWHERE:
+            fence = Refusal(Reason.EXTRA_OPERATOR, (linear.name,))
+            self._fence_shift(data, fence)
+            self._fence_shift(output, fence)
+        elif linear.bias is Bias.OPERATOR and not self.draft.has_bias(index):
             self.bare.append(index)
             if index in self._barred:
                 fence = Refusal(Reason.EXTRA_OPERATOR, (linear.name,))
@@ -213,13 +217,19 @@ class Constraints:
             return
         if output not in self.numbering.values:
             return
-        if norm.bias is Bias.OPERATOR:
+        if norm.bias in (Bias.OPERATOR, Bias.NOWHERE):
             self._fence_shift(output, Refusal(Reason.EXTRA_OPERATOR, (norm.name,)))
         if self._on_axis(index, output, norm.axis, norm.channels, norm.name):
             self.writes[index] = self.numbering.along(output, norm.axis)
 
     def _step(self, index: int, step: Affine) -> None:
         x, y = self.draft.input(index), self.draft.output(index)
+        if step.stays and self._is_scale(step, x, y):
+            fixed = self._candidate(index, step, step.map or AffineMap.identity())
+            self._parts.scale.add(fixed.x, fixed.y, index)
+            self._parts.shift.add(fixed.x, fixed.y, index, fixed.a)
+            self._parts.stiff.append(fixed.y)
+            return
         if not self.draft.is_open(index) or index in self._rigid:
             self._fence_all(index, Refusal(Reason.NO_LINEAR_NEIGHBOUR, (step.name,)))
             return
@@ -239,6 +249,14 @@ class Constraints:
         if step.form is Form.EITHER:
             self.narrow.append(index)
             self._stays_what_it_is(index, candidate, taken)
+
+    def _is_scale(self, step: Affine, x: ValueId, y: ValueId) -> bool:
+        """Whether a step multiplies by constants, none of them 0, channel by channel."""
+        if step.map is None or step.training_mode or step.unproved or not step.map.finite:
+            return False
+        numbered = step.map.channels == 1 or step.axis in self.numbering.axes[x]
+        alike = numbered and self.numbering.sizes[x] == self.numbering.sizes[y]
+        return alike and step.map.is_scaling and bool(step.map.scale.all())
 
     def own_axis(self, index: int) -> int | None:
         """The one axis along which the units next to a step may vary, so that it can take them."""

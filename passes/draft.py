@@ -67,7 +67,8 @@ class Draft:
         operator = self.operators[index]
         if not isinstance(operator, Affine) or index in self.folds or index in self.refused:
             return False
-        return operator.map is not None and not operator.training_mode and not operator.unproved
+        open_by_nature = not (operator.training_mode or operator.unproved or operator.stays)
+        return operator.map is not None and open_by_nature
 
     def operator(self, index: int) -> Operator:
         """Operator ``index``."""

@@ -22,6 +22,8 @@ _ANCHOR_REASONS = {
     Anchor.INPUT: Reason.GRAPH_BOUNDARY,
     Anchor.OUTPUT: Reason.GRAPH_BOUNDARY,
     Anchor.CAPTURED: Reason.CAPTURED,
+    Anchor.HOOK: Reason.HOOK,
+    Anchor.CHANGED: Reason.IN_PLACE,
 }
 
 
@@ -104,6 +106,8 @@ def output_refusal(step: Affine, taken: AffineMap, linear: Linear) -> Refusal | 
         return refusal
     if linear.bias is Bias.DYNAMIC:
         return Refusal(Reason.BIAS_NOT_CONSTANT, (linear.name,))
+    if linear.bias is Bias.NOWHERE and not taken.is_scaling:
+        return Refusal(Reason.EXTRA_OPERATOR, (linear.name,))
     return None
 
 
@@ -119,6 +123,8 @@ def input_refusal(step: Affine, taken: AffineMap, linear: Linear) -> Refusal | N
         return Refusal(Reason.ZERO_PADDING, (linear.name,), linear.shift_barrier)
     if linear.bias is Bias.DYNAMIC:
         return Refusal(Reason.BIAS_NOT_CONSTANT, (linear.name,))
+    if linear.bias is Bias.NOWHERE:
+        return Refusal(Reason.EXTRA_OPERATOR, (linear.name,))
     return None
 
 

@@ -117,6 +117,8 @@ def _by_nature(index: int, step: Affine) -> Kept | None:
         return Kept(index, Reason.TRAINING_MODE, (step.name,))
     if step.map is None:
         return Kept(index, Reason.NOT_CONSTANT, (step.unproved or step.name,))
+    if step.stays:
+        return Kept(index, Reason.IN_CODE, (step.stays,))
     if step.unproved:
         return Kept(index, Reason.CHANNEL_AXIS, ("its neighbours",), step.unproved)
     return None
