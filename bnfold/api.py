@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
 
 import numpy as np
 import onnx
@@ -16,9 +17,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bnfold.errors import UsageError
+from bnfold.folding import FoldRefusedError, Options, refusals
 from bnfold.onnx_commit import commit
-from bnfold.onnx_fold import FoldRefusedError
-from bnfold.onnx_model import Options, fold_model, plan_model, refusals, size_of
+from bnfold.onnx_model import fold_model, plan_model, size_of
 from bnfold.onnx_read import ModelFile, from_proto, read_model
 from bnfold.onnx_shapes import copy_of, infer_shapes
 from bnfold.onnx_write import Staging, refuse_overwriting, write_model
@@ -28,7 +29,14 @@ from bnfold.report.model import Report
 if TYPE_CHECKING:
     from bnfold.verify.check import CheckResult
 
-OnnxModel = onnx.ModelProto | ir.Model
+
+class OnnxProgram(Protocol):
+    """A ``torch.onnx.ONNXProgram``, which ``torch.onnx.export`` returns."""
+
+    model: ir.Model
+
+
+OnnxModel = onnx.ModelProto | ir.Model | OnnxProgram
 UNSHARE_BYTES = 64 << 20
 """How many bytes of weights ``unshare=True`` may store again."""
 Progress = Callable[[str, float | None], None]
@@ -69,7 +77,8 @@ def fold(
     """Fold every affine step that can be folded; the given model is left as it is.
 
     Args:
-        model: The path of an ONNX file, an ``onnx.ModelProto`` or an ``onnx_ir.Model``.
+        model: The path of an ONNX file, an ``onnx.ModelProto``, an ``onnx_ir.Model`` or the
+            ``torch.onnx.ONNXProgram`` that ``torch.onnx.export`` returns.
         level: ``"max"`` folds whatever can be folded, however far; ``"local"`` stays between
             direct neighbours.
         trust_initializers: Take initializers that are also graph inputs as constants (from IR
@@ -88,6 +97,11 @@ def fold(
             nothing (a negative or NaN variance, a wrong length).
         UsageError: There is no such level, or ``model`` is of a kind that is not supported.
     """
+    if _is_program(model):
+        result = fold(
+            _model_of(model), level=level, trust_initializers=trust_initializers, unshare=unshare
+        )
+        return FoldResult(_program_of(model, result.model), result.report)
     options = _options(level, trust_initializers, unshare)
     source, given, inferred = _given(model)
     if isinstance(model, ir.Model):
@@ -230,6 +244,8 @@ def _options(level: str, trust_initializers: bool, unshare: bool | int) -> Optio
 
 def _given(model: str | os.PathLike[str] | OnnxModel) -> tuple[str, ir.Model, Any]:
     """The name, the model as onnx-ir has it, and its inferred shapes."""
+    if _is_program(model):
+        model = _model_of(model)
     if isinstance(model, str | os.PathLike):
         file = read_model(model)
         return str(model), file.model, file.shapes
@@ -243,6 +259,8 @@ def _given(model: str | os.PathLike[str] | OnnxModel) -> tuple[str, ir.Model, An
 
 def _readable(model: str | os.PathLike[str] | OnnxModel) -> str | os.PathLike[str] | OnnxModel:
     """Refuse a file that is not a valid model with the same words as everywhere."""
+    if _is_program(model):
+        return _model_of(model)
     if isinstance(model, str | os.PathLike):
         read_model(model)
     return model
@@ -250,6 +268,36 @@ def _readable(model: str | os.PathLike[str] | OnnxModel) -> str | os.PathLike[st
 
 def _silent(stage: str, fraction: float | None) -> None:
     """Tell nobody."""
+
+
+# ---- what torch.onnx.export returns ----
+
+
+def _is_program(model: object) -> TypeGuard[OnnxProgram]:
+    """Whether ``model`` is a ``torch.onnx.ONNXProgram``; known by name, as torch is not loaded."""
+    return any(
+        kind.__name__ == "ONNXProgram" and kind.__module__.startswith("torch.onnx")
+        for kind in type(model).__mro__
+    )
+
+
+def _model_of(program: OnnxProgram) -> ir.Model:
+    """The model of ``program``; one that was exported without weights is refused."""
+    for name, value in program.model.graph.initializers.items():
+        if type(getattr(value.const_value, "raw", None)).__name__ == "FakeTensor":
+            met = "it was exported with fake tensors: the weight has no values"
+            raise UsageError(met, node=name, todo="call apply_weights(state_dict) first")
+    return program.model
+
+
+def _program_of(program: OnnxProgram, model: ir.Model) -> OnnxProgram:
+    """``program`` with another model; an inference session of the old one does not go with it."""
+    result = copy.copy(program)
+    result.model = model
+    for name in ("_inference_session", "_tempdir"):
+        if hasattr(result, name):
+            setattr(result, name, None)
+    return result
 
 
 # ---- file to file ----
@@ -269,7 +317,7 @@ def _fold_file(
             commit(planned.described, planned.plan, lazy=True)
             _write(file, place, tell)
         except FoldRefusedError as fault:
-            refused.update(refusals(planned, fault))
+            refused.update(refusals(planned.described.graph, planned.plan, fault))
         else:
             return planned.report(str(source), size_of(file.model)), refused
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+import numpy as np
 import onnx_ir as ir
 
 from bnfold.channel_graph import Dim
@@ -106,9 +107,9 @@ def int_attribute(node: ir.Node, name: str, default: int) -> int:
 
 
 def float_attribute(node: ir.Node, name: str, default: float) -> float:
-    """A float attribute of ``node``."""
+    """A float attribute of ``node``: a float32, also where it is held in memory as a double."""
     attribute = node.attributes.get(name)
-    return default if attribute is None else float(attribute.as_float())
+    return float(np.float32(default if attribute is None else attribute.as_float()))
 
 
 def ints_attribute(node: ir.Node, name: str) -> tuple[int, ...]:

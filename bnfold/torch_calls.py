@@ -1,0 +1,297 @@
+"""One operation of a torch graph in ATen's words, however the graph spells it.
+
+    torch.ops.aten.conv2d.default(x, w, b)      ATen overload, by its schema
+    F.conv2d(x, w, bias=b), torch.add(x, y)     function, by its signature or by ATen's
+    x.view(2, -1), x + y, operator.iadd(x, y)   method or operator, by ATen's schema
+    self.conv(x)                                leaf module, by its attributes
+
+Names of operations have no overload and no trailing underscore; ``mutates`` says which argument
+is changed in place. The first tensor argument is called ``input`` throughout.
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional
+
+from bnfold.torch_leaves import leaf_arguments
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A tensor that the graph holds, by its name: what a leaf module reads of its own."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Call:
+    """One operation.
+
+    Attributes:
+        op: Its name in ATen without overload, such as ``conv2d``; of what is not recognised the
+            name that it goes by.
+        arguments: By the names of ATen's schema, with defaults: nodes, held tensors, numbers,
+            lists of these.
+        node: The node of the graph that it stands for.
+        mutates: The argument that is changed in place; empty when none is.
+        module: The leaf module that is called, if one is.
+    """
+
+    op: str
+    arguments: Mapping[str, Any]
+    node: fx.Node
+    mutates: str = ""
+    module: nn.Module | None = None
+
+    def __getitem__(self, argument: str) -> Any:
+        return self.arguments.get(argument)
+
+    @property
+    def nodes(self) -> tuple[fx.Node, ...]:
+        """All nodes among the arguments, in order, each as often as it is read."""
+        return tuple(_nodes_in(tuple(self.arguments.values())))
+
+
+Resolve = Callable[[fx.Node], fx.Node]
+
+
+def as_call(node: fx.Node, resolve: Resolve) -> Call:
+    """``node`` as a call.
+
+    Args:
+        node: A node that computes something.
+        resolve: The node that holds what an argument stands for: bodies of higher-order operators
+            read what is handed to them.
+    """
+    args = fx.node.map_arg(node.args, resolve)
+    kwargs = fx.node.map_arg(node.kwargs, resolve)
+    if node.op == "call_module":
+        return _leaf(node, args, kwargs)
+    named = _named(node, list(args), dict(kwargs))
+    if named is None:
+        return Call(_spelling(node), {str(k): v for k, v in enumerate(args)} | dict(kwargs), node)
+    op, arguments, mutates = named
+    if op in _IN_PLACE_FLAG and arguments.pop("inplace", False):
+        mutates = "input"
+    return Call(op, arguments, node, mutates)
+
+
+def _nodes_in(value: Any) -> list[fx.Node]:
+    if isinstance(value, fx.Node):
+        return [value]
+    if isinstance(value, slice):
+        return _nodes_in((value.start, value.stop, value.step))
+    if isinstance(value, Mapping):
+        return _nodes_in(tuple(value.values()))
+    if isinstance(value, list | tuple):
+        return [node for entry in value for node in _nodes_in(entry)]
+    return []
+
+
+def _spelling(node: fx.Node) -> str:
+    return getattr(node.target, "__name__", str(node.target)).rsplit(".", 1)[-1]
+
+
+_Named = tuple[str, dict[str, Any], str]
+
+
+def _named(node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> _Named | None:
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        if target.namespace != "aten":
+            return None
+        return _by_schema(target, args, kwargs)
+    if node.op == "call_method":
+        return _by_name(str(target), args, kwargs)
+    if target in _OPERATORS:
+        op = _OPERATORS[target]
+        return _by_name(op, args, kwargs)
+    if target is operator.getitem:
+        return "getitem", {"input": args[0], "index": args[1]}, ""
+    if target in _POSITIONS:
+        op, names = _POSITIONS[target]
+        return _finished(op, _bound(names, args, kwargs))
+    if not callable(target) or isinstance(target, torch._ops.HigherOrderOperator):
+        return None
+    return _by_function(target, args, kwargs)
+
+
+# ---- functions ----
+
+# Dispatchers of torch.nn.functional, whose signature says nothing.
+_POOL = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+_POSITIONS: Mapping[Any, tuple[str, tuple[str, ...]]] = {
+    **{getattr(functional, f"max_pool{n}d"): (f"max_pool{n}d", _POOL) for n in (1, 2, 3)},
+    **{getattr(functional, f"adaptive_max_pool{n}d"): (f"adaptive_max_pool{n}d",
+       ("input", "output_size", "return_indices")) for n in (1, 2, 3)},
+}  # fmt: skip
+
+_OPERATORS: Mapping[Any, str] = {
+    operator.add: "add", operator.iadd: "add_", operator.sub: "sub", operator.isub: "sub_",
+    operator.mul: "mul", operator.imul: "mul_", operator.truediv: "div", operator.itruediv: "div_",
+    operator.neg: "neg", operator.matmul: "matmul", operator.pow: "pow", operator.abs: "abs",
+}  # fmt: skip
+
+_IN_PLACE_FLAG = frozenset({
+    "relu", "relu6", "leaky_relu", "hardtanh", "silu", "hardswish", "hardsigmoid", "elu", "selu",
+    "celu", "rrelu", "threshold", "mish", "dropout", "dropout1d", "dropout2d", "dropout3d",
+    "alpha_dropout", "feature_alpha_dropout",
+})  # fmt: skip
+
+_RENAMED = {"self": "input", "training": "train", "train": "train"}
+_KEEPS_TRAINING = frozenset({"batch_norm"})  # there ATen itself says `training`
+
+
+def _by_function(
+    target: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]
+) -> _Named | None:
+    name = getattr(target, "__name__", "")
+    module = getattr(target, "__module__", None) or ""
+    if module == "torch.nn.functional" and inspect.isfunction(target):
+        try:
+            bound = inspect.signature(target).bind(*args, **kwargs)
+        except TypeError:
+            return None
+        bound.apply_defaults()
+        return _finished(name, dict(bound.arguments))
+    ours = module.startswith(("torch.", "builtins")) or module in ("torch", "builtins")
+    if not ours and not inspect.isbuiltin(target):
+        return None
+    known = getattr(torch, name, None) is target or getattr(functional, name, None) is target
+    known = known or getattr(torch._C._nn, name, None) is target
+    return _by_name(name, args, kwargs) if known else None
+
+
+def _finished(op: str, arguments: dict[str, Any]) -> _Named:
+    renamed = {}
+    for name, value in arguments.items():
+        renamed[name if op in _KEEPS_TRAINING else _RENAMED.get(name, name)] = value
+    if "self" in renamed:
+        renamed["input"] = renamed.pop("self")
+    return op, renamed, ""
+
+
+def _bound(names: Sequence[str], args: list[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    return dict(zip(names, args, strict=False)) | kwargs
+
+
+# ---- ATen ----
+
+_LISTED = frozenset({
+    "view", "reshape", "permute", "expand", "repeat", "tile", "flip", "unflatten",
+})  # fmt: skip
+_KEYWORDS = {"input": "self", "axis": "dim"}
+
+
+def _by_name(name: str, args: list[Any], kwargs: dict[str, Any]) -> _Named | None:
+    """By the first overload of ATen that takes these arguments."""
+    kwargs = {_KEYWORDS.get(key, key): value for key, value in kwargs.items()}
+    if name in _LISTED and len(args) > 1 and _is_number(args[-1]):
+        first = 2 if name == "unflatten" else 1
+        args = [*args[:first], list(args[first:])]
+    for overload in _overloads(name):
+        if _takes(overload, args, kwargs):
+            return _by_schema(overload, args, kwargs)
+    return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | fx.Node)
+
+
+@cache
+def _overloads(name: str) -> tuple[torch._ops.OpOverload, ...]:
+    packet = getattr(torch.ops.aten, name, None)
+    if not isinstance(packet, torch._ops.OpOverloadPacket):
+        return ()
+    found = [getattr(packet, overload) for overload in packet.overloads()]  # type: ignore[no-untyped-call]
+    return tuple(o for o in found if not any(a.is_out for a in o._schema.arguments))
+
+
+def _takes(overload: torch._ops.OpOverload, args: list[Any], kwargs: dict[str, Any]) -> bool:
+    parameters = overload._schema.arguments
+    positional = [p for p in parameters if not p.kwarg_only]
+    if len(args) > len(positional):
+        return False
+    given = {p.name: value for p, value in zip(positional, args, strict=False)}
+    if given.keys() & kwargs.keys():
+        return False
+    given |= kwargs
+    names = {p.name for p in parameters}
+    missing = any(not p.has_default_value() and p.name not in given for p in parameters)
+    if missing or not given.keys() <= names:
+        return False
+    return all(_fits(str(p.type), given[p.name]) for p in parameters if p.name in given)
+
+
+_PLAIN: Mapping[str, tuple[type, ...]] = {
+    "int": (int, fx.Node), "float": (int, float, fx.Node), "bool": (bool, fx.Node),
+    "number": (int, float, bool, fx.Node), "str": (str,),
+}  # fmt: skip
+
+
+def _fits(kind: str, value: Any) -> bool:
+    """Whether ``value`` may stand where a schema asks for ``kind``."""
+    if kind.startswith("Optional["):
+        return value is None or _fits(kind[9:-1], value)
+    if kind.startswith("List["):
+        single = isinstance(value, int) and kind == "List[int]"
+        listed = isinstance(value, list | tuple) and all(_fits(kind[5:-1], v) for v in value)
+        return single or listed or isinstance(value, fx.Node | torch.Size)
+    if kind == "Tensor":
+        return isinstance(value, fx.Node | Held | torch.Tensor)
+    if kind in _PLAIN:
+        exact = not (isinstance(value, bool) and kind == "int")
+        return isinstance(value, _PLAIN[kind]) and exact
+    return value is None or not isinstance(value, fx.Node | list | tuple | str)
+
+
+def _by_schema(
+    overload: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> _Named:
+    schema = overload._schema
+    arguments: dict[str, Any] = {}
+    mutates = ""
+    for position, parameter in enumerate(schema.arguments):
+        name = "input" if parameter.name == "self" else parameter.name
+        if parameter.name in kwargs:
+            arguments[name] = kwargs[parameter.name]
+        elif position < len(args) and not parameter.kwarg_only:
+            arguments[name] = args[position]
+        elif parameter.has_default_value():
+            arguments[name] = parameter.default_value
+        written = parameter.alias_info is not None and parameter.alias_info.is_write
+        mutates = mutates or (name if written else "")
+    op = overload._opname
+    return (op.removesuffix("_") if not op.startswith("_") else op), arguments, mutates
+
+
+# ---- leaf modules ----
+
+
+def _leaf(node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
+    root = node.graph.owning_module
+    assert root is not None
+    module = root.get_submodule(str(node.target))
+    stated = leaf_arguments(module)
+    if stated is None or len(args) + len(kwargs) != len(stated.reads):
+        return Call(type(module).__name__, dict(_by_position(args, kwargs)), node, "", module)
+    arguments = dict(zip(stated.reads, args, strict=False)) | dict(kwargs) | {
+        name: Held(f"{node.target}.{attribute}") if getattr(module, attribute) is not None else None
+        for name, attribute in stated.held.items()
+    } | dict(stated.arguments)  # fmt: skip
+    return Call(stated.op, arguments, node, "input" if stated.inplace else "", module)
+
+
+def _by_position(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Arguments of what is not recognised, by position."""
+    return [*((str(k), v) for k, v in enumerate(args)), *kwargs.items()]

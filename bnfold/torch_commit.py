@@ -1,0 +1,289 @@
+"""commit(plan): what was decided, written through an editor into a torch graph or module tree.
+
+Everything is computed before the first edit, so that a fold that does not fit its type, or for
+which there is no place, is refused while nothing has been made yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from bnfold.affine import F64, AffineMap, Layout, out_channels
+from bnfold.channel_graph import Affine
+from bnfold.folding import (
+    FoldRefusedError,
+    bias_stays_away,
+    checked,
+    folded_bias,
+    folded_weight,
+    scales,
+    weight_changes,
+)
+from bnfold.planning import Absorption, Plan, Reason
+from bnfold.torch_arrays import as_array, as_tensor, numpy_type
+from bnfold.torch_calls import Call
+from bnfold.torch_constants import UncomputableError
+from bnfold.torch_describe import Described, NormSite, PadSite
+from bnfold.torch_edit import Editor
+from bnfold.torch_facts import DTYPES
+from bnfold.torch_inplace import Conflict, conflicts
+from bnfold.torch_linear import LinearSite, root_of, storage
+from bnfold.torch_literal import can_be_functional, set_literal
+from bnfold.torch_steps import StepSite
+from bnfold.torch_writes import Edit, Writer
+
+_TORCH = {name: dtype for dtype, name in DTYPES.items()}
+
+
+def commit(described: Described, plan: Plan, editor: Editor) -> None:
+    """Write ``plan`` into the graph that was described, through its editor.
+
+    Raises:
+        FoldRefusedError: A folded tensor leaves the range of its type, or there is no place for
+            it; nothing was edited.
+    """
+    work = _Commit(described, plan, Writer(described, editor))
+    gone = {fold.step for fold in plan.folds}
+    edits = [
+        edit
+        for index, taken in sorted(plan.absorptions.items()) if index not in gone
+        for edit in work.absorb(index, taken)
+    ]  # fmt: skip
+    edits += work.not_in_place()
+    vanished = [_ends(described, fold.step) for fold in plan.folds]
+    for edit in edits:
+        edit()
+    moved: dict[fx.Node, fx.Node] = {}
+    for value, data in vanished:
+        while data in moved:
+            data = moved[data]
+        editor.bypass(value, data)
+        moved[value] = data
+    editor.sweep()
+
+
+def _ends(described: Described, step: int) -> tuple[fx.Node, fx.Node]:
+    """The node of a step's output, and the one that it reads as its activation."""
+    site = described.sites[step]
+    assert isinstance(site, StepSite)
+    resolve = described.facts.walk.resolve
+    data = next(n for n in site.call.node.all_input_nodes if resolve(n) is site.data)
+    return described.values[described.graph.operators[step].outputs[0]], data
+
+
+@dataclass(frozen=True, slots=True)
+class _Commit:
+    described: Described
+    plan: Plan
+    writer: Writer
+    _made: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
+
+    def absorb(self, index: int, taken: Absorption) -> list[Edit]:
+        """What operator ``index`` has to hold from now on, computed."""
+        site = self.described.sites[index]
+        try:
+            if isinstance(site, LinearSite):
+                return list(self._linear(index, site, taken))
+            if isinstance(site, NormSite):
+                return list(self._norm(index, site, taken))
+            if isinstance(site, PadSite):
+                return self._pad(index, site, taken)
+            assert isinstance(site, StepSite)
+            return list(self._step(index, site, taken))
+        except UncomputableError as error:
+            raise FoldRefusedError(index, Reason.WEIGHT_NOT_CONSTANT, str(error)) from error
+
+    # ---- linear operators ----
+
+    def _linear(self, index: int, site: LinearSite, taken: Absorption) -> Iterator[Edit]:
+        weight, layout = self._stored_weight(site)
+        given = site.bias if site.add is None else self.writer.constant_of(site.add)
+        if given is not None or not bias_stays_away(taken):
+            before = self._given_bias(site, given, out_channels(tuple(weight.shape), layout))
+            dtype = numpy_type(self._bias_type(site, given))
+            bias = folded_bias(before, as_array(weight), layout, index, taken, dtype, site.alpha)
+            yield from self._write_bias(site, given, as_tensor(bias, weight))
+        if weight_changes(taken):
+            yield self._write_weight(index, site, taken)
+
+    def _write_weight(self, index: int, site: LinearSite, taken: Absorption) -> Edit:
+        facts = self.described.facts
+        if root_of(facts, site.weight, site.layout) is None or not self._agreed(index):
+            read = self._read_weight(site)
+            new = as_tensor(folded_weight(as_array(read), site.layout, index, taken), read)
+            return self.writer.new(site.call, site.weight_argument, site.weight, new)
+        weight, layout = self._stored_weight(site)
+        stated = (None if scale is None else scale.tobytes() for scale in scales(taken))
+        key = (storage(weight), weight.shape, layout, *stated)
+        if key not in self._made:  # those who agree store one weight between them
+            folded = folded_weight(as_array(weight), layout, index, taken)
+            self._made[key] = as_tensor(folded, weight)
+        return self.writer.over(site.weight, self._made[key])
+
+    def _agreed(self, index: int) -> bool:
+        """Whether all who read the weight of operator ``index`` scale it alike."""
+        readers = self.writer.readers_of_weight(index)
+        stated = {self._scaled(reader) for reader in readers}
+        return len(stated) == 1
+
+    def _scaled(self, index: int) -> tuple[object, ...]:
+        taken = self.plan.absorptions.get(index, Absorption())
+        return tuple(None if scale is None else scale.tobytes() for scale in scales(taken))
+
+    def _stored_weight(self, site: LinearSite) -> tuple[Tensor, Layout]:
+        """The weight as the graph holds it; as it is read where it is computed."""
+        root = root_of(self.described.facts, site.weight, site.layout)
+        if root is None:
+            return self._read_weight(site), site.layout
+        return self.described.facts.constants.tensor(root.argument).detach(), root.layout
+
+    def _read_weight(self, site: LinearSite) -> Tensor:
+        facts = self.described.facts
+        return facts.constants.tensor(site.weight).detach().to(_TORCH[self._type_read(site)])
+
+    def _type_read(self, site: LinearSite) -> str:
+        return self.described.facts.dtype(site.weight) or "FLOAT"
+
+    def _given_bias(self, site: LinearSite, given: Any, channels: int) -> F64:
+        if given is None or site.beta == 0:
+            return np.zeros(channels)
+        stored = site.beta * self.described.facts.constants.float64(given)
+        return np.broadcast_to(stored.ravel(), (channels,))
+
+    def _bias_type(self, site: LinearSite, given: Any) -> torch.dtype:
+        root = None if given is None else self.writer.root(given)
+        if root is not None:
+            return self.described.facts.constants.stored(root).dtype
+        return _TORCH[self._type_read(site)]
+
+    def _write_bias(self, site: LinearSite, given: Any, bias: Tensor) -> Iterator[Edit]:
+        shaped = bias.reshape(-1, 1) if site.rows else bias
+        if site.add is not None:
+            argument = "other" if site.add["other"] is given else "input"
+            yield self.writer.write(site.add, argument, given, shaped)
+        elif not site.bias_argument:
+            yield self.writer.add_after(site.call, site.weight, shaped)
+        elif given is not None:
+            yield self.writer.write(site.call, site.bias_argument, given, bias)
+            if site.beta != 1:
+                yield lambda: set_literal(site.call, "beta", 1)
+        else:
+            yield self.writer.beside(site.call, "bias", site.weight, bias)
+
+    # ---- normalisations with a scale and shift of their own, paddings ----
+
+    def _norm(self, index: int, site: NormSite, taken: Absorption) -> Iterator[Edit]:
+        call, constants = site.call, self.described.facts.constants
+        assert taken.output is not None
+        gamma = constants.tensor(call["weight"]).detach()
+        given = call["bias"]
+        own = AffineMap(constants.float64(call["weight"]),
+                        np.zeros(1) if given is None else constants.float64(given))  # fmt: skip
+        merged = taken.output.after(own)
+        dtype = numpy_type(gamma.dtype)
+        scale = as_tensor(checked(index, merged.scale, dtype), gamma)
+        yield self.writer.write(call, "weight", call["weight"], scale)
+        if given is None and merged.is_scaling:
+            return
+        shift = as_tensor(checked(index, merged.shift, dtype), gamma)
+        if given is None:
+            yield self.writer.beside(call, "bias", call["weight"], shift)
+        else:
+            yield self.writer.write(call, "bias", given, shift)
+
+    def _pad(self, index: int, site: PadSite, taken: Absorption) -> list[Edit]:
+        """What is padded in, in the units of the tensor that it is padded to."""
+        assert taken.output is not None
+        dtype = self.described.values[self.described.graph.operators[index].outputs[0]]
+        stored = _TORCH[self.described.facts.dtype(dtype) or "FLOAT"]
+        value = taken.output.scale * site.value + taken.output.shift
+        number = float(checked(index, value, numpy_type(stored))[0])
+        return [lambda: set_literal(site.call, "value", number)]
+
+    # ---- steps that took over others ----
+
+    def _step(self, index: int, site: StepSite, taken: Absorption) -> Iterator[Edit]:
+        step = self.described.graph.operators[index]
+        assert isinstance(step, Affine)
+        assert step.map is not None
+        merged = taken.around(step.map)
+        if site.call["running_mean"] is not None:
+            yield from self._by_statistics(index, site.call, merged)
+            return
+        dtype = numpy_type(_TORCH[self.described.facts.dtype(site.data) or "FLOAT"])
+        shape = (-1,) + (1,) * self._trailing(site, taken) if merged.channels > 1 else ()
+        like = self.writer.some_tensor(site.call)
+        scale, shift = (
+            None if idle else as_tensor(checked(index, values, dtype).reshape(shape), like)
+            for values, idle in (
+                (merged.scale, merged.is_shifting), (merged.shift, merged.is_scaling)
+            )
+        )  # fmt: skip
+        yield from self.writer.instead(index, site, scale, shift)
+
+    def _trailing(self, site: StepSite, taken: Absorption) -> int:
+        """How many axes stand behind the channels of a step."""
+        if taken.axis is None:
+            return site.trailing
+        shape = self.described.facts.shape(site.data)
+        assert shape is not None
+        return len(shape) - 1 - taken.axis
+
+    def _by_statistics(self, index: int, call: Call, merged: AffineMap) -> Iterator[Edit]:
+        """Scale and shift alone: mean 0, variance 1, epsilon 0."""
+        constants = self.described.facts.constants
+        mean = constants.tensor(call["running_mean"]).detach()
+        wide = merged.expand(mean.numel())
+        zero, one = np.zeros(wide.channels), np.ones(wide.channels)
+        values = {"weight": wide.scale, "bias": wide.shift, "running_mean": zero,
+                  "running_var": one}  # fmt: skip
+        for argument, numbers in values.items():
+            given = call[argument]
+            like = mean if given is None else constants.tensor(given).detach()
+            new = as_tensor(checked(index, numbers, numpy_type(like.dtype)), like)
+            if given is None:
+                yield self.writer.beside(call, argument, call["running_mean"], new)
+            else:
+                yield self.writer.write(call, argument, given, new)
+        yield lambda: set_literal(call, "eps", 0.0)
+
+    # ---- what would be changed in place once steps are gone ----
+
+    def not_in_place(self) -> list[Edit]:
+        """Let in-place operations be functional that would change what others still read.
+
+        Raises:
+            FoldRefusedError: One of them can't be.
+        """
+        walk = self.described.facts.walk
+        gone = dict(_outputs(self.described, self.plan))
+        found = conflicts(walk.calls, (*walk.inputs, *walk.held), walk.outputs, gone)
+        before = {conflict.call.node for conflict in self.described.changed}
+        new = [conflict for conflict in found if conflict.call.node not in before]
+        for conflict in new:
+            if not can_be_functional(conflict.call):
+                raise FoldRefusedError(self._to_blame(conflict), Reason.IN_PLACE,
+                                       self.described.facts.label(conflict.call))  # fmt: skip
+        return [self.writer.functional(conflict.call) for conflict in new]
+
+    def _to_blame(self, conflict: Conflict) -> int:
+        """A step that vanished, so that the tensor has two names."""
+        return next(
+            fold.step for fold in self.plan.folds
+            if _ends(self.described, fold.step)[0] in conflict.nodes
+        )  # fmt: skip
+
+
+def _outputs(described: Described, plan: Plan) -> Iterator[tuple[fx.Node, fx.Node]]:
+    for fold in plan.folds:
+        site = described.sites[fold.step]
+        assert isinstance(site, StepSite)
+        value = described.values[described.graph.operators[fold.step].outputs[0]]
+        yield site.call.node, site.data
+        yield value, site.data

@@ -1,0 +1,304 @@
+"""describe(graph) -> channel graph: the facts of a torch graph, and where they were found."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from operator import getitem
+from typing import Any, Protocol
+
+from torch import fx
+
+from bnfold.channel_graph import (
+    Affine,
+    Anchor,
+    Bias,
+    ChannelGraph,
+    Norm,
+    Opaque,
+    Operator,
+    Tie,
+    Value,
+)
+from bnfold.torch_calls import Call, Held
+from bnfold.torch_facts import Facts
+from bnfold.torch_inplace import Conflict, conflicts
+from bnfold.torch_linear import FoundLinear, LinearSite, as_operator, find_linear, storage
+from bnfold.torch_steps import FoundStep, StepSite, find_step
+from bnfold.torch_ties import find_tie
+from bnfold.torch_walk import parts
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NormSite:
+    """A normalisation with a scale and a shift of its own: its ``weight`` and ``bias``."""
+
+    call: Call
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PadSite:
+    """A padding by a constant."""
+
+    call: Call
+    value: float
+
+
+Site = LinearSite | StepSite | NormSite | PadSite | None
+
+
+class Tree(Protocol):
+    """What the module tree that a graph was captured from can hold; a graph alone holds all."""
+
+    def place_of_bias(self, site: LinearSite, bias: Bias) -> Bias:
+        """Where a linear operator would put a shift."""
+
+    def weight_is_ours(self, site: LinearSite | NormSite) -> bool:
+        """Whether the weight of an operator can be written."""
+
+    def code_of(self, site: StepSite) -> str:
+        """The code that a step is written in, if it can't vanish from there."""
+
+    def hooked(self, path: str) -> bool:
+        """Whether somebody sees what goes into the module at ``path`` and what comes out."""
+
+    def other_readers(self, key: str) -> tuple[str, ...]:
+        """Who else reads the storage ``key`` in code that was not captured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """The channel graph and where it was found: operator by operator, value by value.
+
+    ``readers`` are the operations that read a storage, ``changed`` those that change in place
+    what others still read.
+    """
+
+    graph: ChannelGraph
+    sites: tuple[Site, ...]
+    values: tuple[fx.Node, ...]
+    facts: Facts
+    readers: Mapping[str, list[str]]
+    changed: list[Conflict]
+
+
+def describe(facts: Facts, tree: Tree | None = None) -> Described:
+    """State the facts of a torch graph; nothing of it is changed.
+
+    Args:
+        facts: What is known of the graph.
+        tree: The module tree that has to hold the result, if it is not the graph itself.
+
+    Raises:
+        InvalidModelError: A normalisation has parameters that mean nothing.
+    """
+    return _Describer(facts, tree).run()
+
+
+# These read no numbers, or make no tensor.
+_ASIDE = frozenset({
+    "_assert", "_assert_async", "_assert_scalar", "_assert_tensor_metadata", "dim", "getattr",
+    "numel", "size", "storage_offset", "stride", "sym_constrain_range",
+    "sym_constrain_range_for_size", "sym_numel", "sym_size", "sym_stride",
+})  # fmt: skip
+
+
+class _Describer:
+    def __init__(self, facts: Facts, tree: Tree | None) -> None:
+        self.facts, self.tree = facts, tree
+        self.numbers: dict[fx.Node, int] = {}
+        self.values: list[Value] = []
+        self.operators: list[Operator] = []
+        self.sites: list[Site] = []
+        self.absorbed: set[fx.Node] = set()
+        self.aside: set[fx.Node] = set()
+        self.taken_apart: set[fx.Node] = set()
+        self.stored: dict[str, list[str]] = {}
+        self.computed: dict[fx.Node, list[str]] = {}
+        walk = facts.walk
+        self.changed = conflicts(walk.calls, (*walk.inputs, *walk.held), walk.outputs)
+        self.opaque = {conflict.call.node for conflict in self.changed}
+
+    def run(self) -> Described:
+        self._who_reads()
+        for call in self.facts.walk.calls:
+            if call.node not in self.absorbed and not self._is_aside(call):
+                self._recognise(call)
+        graph = ChannelGraph(tuple(self.values), tuple(self.operators), dict(self._anchors()))
+        return Described(
+            graph, tuple(self.sites), tuple(self.numbers), self.facts, self.stored, self.changed
+        )
+
+    # ---- values ----
+
+    def _number(self, node: fx.Node) -> int:
+        if node not in self.numbers:
+            self.numbers[node] = len(self.values)
+            dtype = self.facts.dtype(node) or "UNDEFINED"
+            self.values.append(Value(self._name(node), self.facts.shape(node), dtype))
+        return self.numbers[node]
+
+    def _name(self, node: fx.Node) -> str:
+        call = self.facts.call_of(node)
+        return node.name if call is None else self.facts.label(call)
+
+    def _add(self, operator: Operator, site: Site) -> None:
+        self.operators.append(operator)
+        self.sites.append(site)
+
+    # ---- operations ----
+
+    def _is_aside(self, call: Call) -> bool:
+        """Whether an operation makes no activation, or only takes one apart."""
+        node = call.node
+        if node in self.taken_apart or self.facts.constants.is_constant(node):
+            return True
+        read = [n for n in call.nodes if not self.facts.constants.is_constant(n)]
+        sizes = call.op in _ASIDE or (bool(read) and self.aside.issuperset(read))
+        made = node.meta.get("val")
+        if sizes or not (
+            made is None or isinstance(made, list | tuple) or self.facts.is_tensor(node)
+        ):
+            self.aside.add(node)
+            return True
+        return False
+
+    def _recognise(self, call: Call) -> None:
+        found = parts(call)
+        if found is not None:
+            self.taken_apart.update(found.values())
+        results = {0: call.node} if found is None else found
+        if call.node in self.opaque:
+            self._opaque(call, results)
+        elif found is None and (linear := find_linear(self.facts, call)) is not None:
+            self._linear(linear)
+        elif set(results) <= {0} and (step := find_step(self.facts, call)) is not None:
+            self._step(step, results)
+        else:
+            self._other(call, results)
+
+    def _linear(self, found: FoundLinear) -> None:
+        site = found.site
+        if site.add is not None:
+            self.absorbed.add(site.add.node)
+        operator = as_operator(self.facts, found, self._number, self._readers)
+        if self.tree is not None:
+            operator = replace(operator, bias=self.tree.place_of_bias(site, found.bias))
+            if not self.tree.weight_is_ours(site):
+                operator = replace(operator, weight=None)
+        self._add(operator, site)
+
+    def _step(self, found: FoundStep, results: Mapping[int, fx.Node]) -> None:
+        call, site = found.site.call, found.site
+        is_constant = self.facts.constants.is_constant
+        read = [n for n in call.nodes if self.facts.is_tensor(n) and not is_constant(n)]
+        others = list(read)
+        others.remove(site.data)
+        operator = Affine(
+            name=self.facts.label(call), op_type=self.facts.kind(call),
+            inputs=(self._number(site.data), *(self._number(n) for n in others)),
+            outputs=tuple(self._number(n) for n in results.values()),
+            axis=found.axis, map=found.map, form=found.form, training_mode=found.training_mode,
+            unproved=found.unproved,
+            stays="" if self.tree is None else self.tree.code_of(site),
+        )  # fmt: skip
+        self._add(operator, site)
+
+    def _other(self, call: Call, results: Mapping[int, fx.Node]) -> None:
+        stated = find_tie(self.facts, call, self._number, self._readers, results)
+        if stated is None:
+            self._opaque(call, results)
+            return
+        site: Site = None
+        if isinstance(stated, Norm):
+            site = NormSite(call)
+            if self.tree is not None and not self.tree.weight_is_ours(site):
+                stated = replace(stated, weight=None)
+        elif isinstance(stated, Tie) and stated.fill is not None:
+            site = PadSite(call, stated.fill)
+            if self.tree is not None and stated.fill:
+                stated = replace(stated, fill=None, routes=())
+        self._add(stated, site)
+
+    def _opaque(self, call: Call, results: Mapping[int, fx.Node]) -> None:
+        is_constant = self.facts.constants.is_constant
+        read = [n for n in call.nodes if self.facts.is_tensor(n) and not is_constant(n)]
+        operator = Opaque(
+            name=self.facts.label(call), op_type=self.facts.kind(call),
+            inputs=tuple(self._number(n) for n in read if n not in self.aside),
+            outputs=tuple(self._number(n) for n in results.values()),
+        )  # fmt: skip
+        self._add(operator, None)
+
+    # ---- who reads constants ----
+
+    def _who_reads(self) -> None:
+        for call in self.facts.walk.calls:
+            if not self.facts.constants.is_constant(call.node):
+                self._reads(self.facts.label(call), _tensors_in(tuple(call.arguments.values())))
+        for node in self.facts.walk.outputs:
+            if self.facts.constants.is_constant(node):
+                self._reads(f"output '{node.name}'", [node])
+
+    def _reads(self, label: str, arguments: Iterable[Any]) -> None:
+        constants = self.facts.constants
+        for argument in arguments:
+            if isinstance(argument, fx.Node) and constants.computed(argument) is not None:
+                self.computed.setdefault(argument, []).append(label)
+            for root in constants.roots(argument):
+                self.stored.setdefault(storage(constants.of_name(root)), []).append(label)
+
+    def _readers(self, argument: Any) -> tuple[str, ...]:
+        """The operations that read the storage of a constant, by name."""
+        if self.facts.constants.name(argument) is None:
+            return tuple(self.computed.get(argument, ()))
+        key = storage(self.facts.constants.stored(argument))
+        others = () if self.tree is None else self.tree.other_readers(key)
+        return (*self.stored.get(key, ()), *others)
+
+    # ---- true units ----
+
+    def _anchors(self) -> Iterable[tuple[int, Anchor]]:
+        walk = self.facts.walk
+        yield from self._pinned(self._seen_by_hooks(), Anchor.HOOK)
+        for conflict in self.changed:
+            yield from self._pinned(conflict.nodes, Anchor.CHANGED)
+        yield from self._pinned(walk.inputs, Anchor.INPUT)
+        yield from self._pinned(walk.captured, Anchor.CAPTURED)
+        yield from self._pinned(walk.outputs, Anchor.OUTPUT)
+
+    def _pinned(self, nodes: Iterable[fx.Node], anchor: Anchor) -> Iterable[tuple[int, Anchor]]:
+        for node in nodes:
+            # Where somebody takes all parts of a tuple at once, each of them is meant.
+            for each in (node, *(u for u in node.users if u.target is getitem)):
+                if each in self.numbers:
+                    yield self.numbers[each], anchor
+
+    def _seen_by_hooks(self) -> Collection[fx.Node]:
+        """What goes into and comes out of modules with hooks."""
+        if self.tree is None:
+            return ()
+        seen: dict[fx.Node, None] = {}
+        inside: dict[str, set[fx.Node]] = {}
+        for call in self.facts.walk.calls:
+            for path in self.facts.place(call).paths:
+                if self.tree.hooked(path):
+                    inside.setdefault(path, set()).add(call.node)
+        for call in self.facts.walk.calls:
+            for nodes in inside.values():
+                read = [n for n in call.nodes if (n in nodes) != (call.node in nodes)]
+                seen.update(dict.fromkeys(read))
+        for nodes in inside.values():
+            seen.update(dict.fromkeys(n for n in self.facts.walk.outputs if n in nodes))
+        return seen
+
+
+def _tensors_in(value: Any) -> list[Any]:
+    """All tensors among arguments: nodes, and those that a leaf module holds."""
+    if isinstance(value, fx.Node | Held):
+        return [value]
+    if isinstance(value, Mapping):
+        return _tensors_in(tuple(value.values()))
+    if isinstance(value, list | tuple):
+        return [found for entry in value for found in _tensors_in(entry)]
+    return []

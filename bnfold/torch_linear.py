@@ -1,0 +1,341 @@
+"""Which torch operations are linear along channels, and where their weight and bias are.
+
+    conv1d-3d convolution conv_transpose1d-3d    channels on the axis before space
+    linear                                       the last axis
+    addmm mm bmm matmul                          by a constant, with the add of a constant after it
+
+A weight is a tensor that the graph holds, perhaps transposed on its way, or computed from some.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx
+
+from bnfold.affine import Layout, in_channels, out_channels
+from bnfold.channel_graph import Bias, Linear, Weight
+from bnfold.torch_calls import Call
+from bnfold.torch_constants import MOVES
+from bnfold.torch_facts import Facts, Shape
+
+Readers = Callable[[Any], tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LinearSite:
+    """What a commit needs to rewrite one linear operator.
+
+    Attributes:
+        call: The operation.
+        data: Its activation.
+        weight: Its weight, as it reads it.
+        weight_argument: The name of that argument.
+        layout: Where the channels of the weight are, as the operation reads it.
+        bias: Its bias; None when it has none.
+        bias_argument: The name of that argument; empty when it has no such argument.
+        add: The add of a constant that is its bias.
+        rows: Whether output channels lie on the axis before the last one.
+        alpha: What the product is multiplied by.
+        beta: What the bias is multiplied by.
+    """
+
+    call: Call
+    data: fx.Node
+    weight: Any
+    weight_argument: str
+    layout: Layout
+    bias: Any = None
+    bias_argument: str = "bias"
+    add: Call | None = None
+    rows: bool = False
+    alpha: float = 1.0
+    beta: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class FoundLinear:
+    """A linear operator, before its values are numbered."""
+
+    site: LinearSite
+    in_axis: int
+    out_axis: int
+    shift_barrier: str
+    bias: Bias
+
+
+def find_linear(facts: Facts, call: Call) -> FoundLinear | None:
+    """Recognise ``call`` as a linear operator, or None."""
+    finder = _FINDERS.get(call.op)
+    return None if finder is None else finder(facts, call)
+
+
+# ---- convolutions ----
+
+
+def _conv(facts: Facts, call: Call) -> FoundLinear | None:
+    if call["transposed"]:
+        return _conv_transpose(facts, call)
+    barrier = "it pads with zeros" if _pads(facts, call) else ""
+    return _convolution(facts, call, Layout(0, 1, _groups(call)), barrier)
+
+
+def _conv_transpose(facts: Facts, call: Call) -> FoundLinear | None:
+    kernel = (facts.shape(call["weight"]) or (None,))[2:]
+    # Every output position sums over all taps only when there is one tap and no gap between.
+    whole = bool(kernel) and all(k == 1 for k in kernel) and not _any(call["stride"], 1)
+    whole = whole and not _any(call["padding"], 0) and not _any(call["output_padding"], 0)
+    barrier = "" if whole else "its sums differ from place to place"
+    return _convolution(facts, call, Layout(1, 0, _groups(call)), barrier)
+
+
+def _convolution(facts: Facts, call: Call, layout: Layout, barrier: str) -> FoundLinear | None:
+    data, shape = call["input"], facts.shape(call["weight"])
+    if not isinstance(data, fx.Node) or facts.constants.is_constant(data):
+        return None
+    spatial = _spatial(call, shape)
+    if spatial is None:
+        return None
+    rank = len(facts.shape(data) or (None,) * (spatial + 2))
+    axis = rank - spatial - 1
+    if axis not in (0, 1):
+        return None
+    bias = call["bias"]
+    site = LinearSite(call, data, call["weight"], "weight", layout, bias)
+    return FoundLinear(site, axis, axis, barrier, _given_bias(facts, bias))
+
+
+def _spatial(call: Call, weight: Shape | None) -> int | None:
+    if weight is not None:
+        return len(weight) - 2
+    digits = [int(c) for c in call.op if c.isdigit()]
+    return digits[0] if digits else None
+
+
+def _groups(call: Call) -> int:
+    groups = call["groups"]
+    return groups if isinstance(groups, int) else 1
+
+
+def _any(value: Any, but: int) -> bool:
+    """Whether a stride or padding is anything else than ``but``; a computed one may be."""
+    if value is None:
+        return False
+    return any(entry != but for entry in (value if isinstance(value, list | tuple) else [value]))
+
+
+def _pads(facts: Facts, call: Call) -> bool:
+    padding = call["padding"]
+    if padding == "valid":
+        return False
+    if padding == "same":  # a kernel of 1 needs no padding
+        kernel = (facts.shape(call["weight"]) or (None,) * 3)[2:]
+        return any(k != 1 for k in kernel)
+    return _any(padding, 0)
+
+
+# ---- matrices ----
+
+
+def _linear(facts: Facts, call: Call) -> FoundLinear | None:
+    data, shape = call["input"], facts.shape(call["weight"])
+    if not isinstance(data, fx.Node) or facts.constants.is_constant(data):
+        return None
+    if shape is not None and len(shape) != 2:
+        return None
+    site = LinearSite(call, data, call["weight"], "weight", Layout(0, 1), call["bias"])
+    axis = _last(facts, data)
+    return FoundLinear(site, axis, axis, "", _given_bias(facts, call["bias"]))
+
+
+def _last(facts: Facts, data: fx.Node, back: int = 1) -> int:
+    shape = facts.shape(data)
+    return -back if shape is None else len(shape) - back
+
+
+def _addmm(facts: Facts, call: Call) -> FoundLinear | None:
+    data, weight, bias = call["mat1"], call["mat2"], call["input"]
+    if facts.constants.is_constant(data) or not facts.constants.is_constant(weight):
+        return None
+    alpha, beta = (1.0 if call[name] is None else call[name] for name in ("alpha", "beta"))
+    if not isinstance(alpha, int | float) or not isinstance(beta, int | float):
+        return None
+    site = LinearSite(call, data, weight, "mat2", Layout(1, 0), bias, "input",
+                      alpha=float(alpha), beta=float(beta))  # fmt: skip
+    stored = facts.shape(bias) if facts.constants.is_constant(bias) else None
+    along = stored is not None and (len(stored) < 2 or (len(stored) == 2 and stored[0] == 1))
+    return FoundLinear(site, 1, 1, "", Bias.BUILT_IN if along else Bias.DYNAMIC)
+
+
+def _matmul(facts: Facts, call: Call) -> FoundLinear | None:
+    first, second = call["input"], call["other"] if call.op == "matmul" else call["mat2"]
+    constant = facts.constants.is_constant
+    if not isinstance(first, fx.Node) or not isinstance(second, fx.Node):
+        return None
+    if constant(first) == constant(second):
+        return None
+    return _matmul_by(facts, call, second if constant(first) else first, rows=constant(first))
+
+
+def _matmul_by(facts: Facts, call: Call, data: fx.Node, *, rows: bool) -> FoundLinear | None:
+    other = "other" if call.op == "matmul" else "mat2"
+    argument = "input" if rows else other
+    weight, known = call[argument], facts.shape(data)
+    shape, rank = facts.shape(weight), None if known is None else len(known)
+    if (
+        shape is None
+        or len(shape) < 2
+        or (rank is not None and rank < 2)
+        or (rows and rank is None)
+    ):
+        return None
+    back = 2 if rows else 1
+    in_axis = -back if rank is None else rank - back
+    out_axis = -back if rank is None else max(rank, len(shape)) - back
+    layout = Layout(-2, -1) if rows else Layout(-1, -2)
+    add = _bias_add(facts, call, shape[layout.out_axis], back)
+    bias = None if add is None else _added(facts, add)
+    site = LinearSite(call, data, weight, argument, layout, bias, "", add=add, rows=rows)
+    root = root_of(facts, weight, layout)
+    alike = root is not None and len(facts.shape(root.argument) or ()) == 2
+    single = alike or all(dim == 1 for dim in shape[:-2])
+    barrier = "" if single else "each batch has a weight of its own"
+    return FoundLinear(site, in_axis, out_axis, barrier, Bias.BUILT_IN if add else Bias.OPERATOR)
+
+
+def _bias_add(facts: Facts, call: Call, channels: Any, back: int) -> Call | None:
+    """The add of a constant along the channels that alone reads a product."""
+    if len(call.node.users) != 1:
+        return None
+    user = next(iter(call.node.users))
+    add = facts.call_of(user)
+    if add is None or add.op != "add" or add["alpha"] not in (1, None):
+        return None
+    constant = _added(facts, add)
+    if constant is None or facts.constants.name(constant) is None or not facts.is_float(constant):
+        return None
+    stored, made = facts.shape(constant), facts.shape(call.node)
+    if stored is None:
+        return None
+    lies = tuple(channels if i == len(stored) - back else 1 for i in range(len(stored)))
+    allowed = 1 if made is None else len(made)
+    return add if len(stored) <= allowed and stored in (lies, (1,) * len(stored)) else None
+
+
+def _added(facts: Facts, add: Call) -> Any:
+    """The constant that ``add`` adds to an activation; None when there are not one of each."""
+    pair = [add["input"], add["other"]]
+    constants = [v for v in pair if facts.constants.is_constant(v)]
+    return constants[0] if len(constants) == 1 else None
+
+
+def _given_bias(facts: Facts, bias: Any) -> Bias:
+    if bias is None:
+        return Bias.BUILT_IN
+    constant = facts.constants.is_constant(bias) and len(facts.shape(bias) or ()) == 1
+    return Bias.BUILT_IN if constant else Bias.DYNAMIC
+
+
+_FINDERS: dict[str, Callable[[Facts, Call], FoundLinear | None]] = {
+    "conv1d": _conv, "conv2d": _conv, "conv3d": _conv, "convolution": _conv,
+    "conv_transpose1d": _conv_transpose, "conv_transpose2d": _conv_transpose,
+    "conv_transpose3d": _conv_transpose,
+    "linear": _linear, "addmm": _addmm, "mm": _matmul, "matmul": _matmul,
+    "bmm": _matmul,
+}  # fmt: skip
+
+
+# ---- weights ----
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """The tensor that a weight is, as the graph holds it."""
+
+    argument: Any
+    layout: Layout
+
+
+def root_of(facts: Facts, weight: Any, layout: Layout) -> Root | None:
+    """Where a weight is stored, and its layout there; None when it is computed."""
+    while facts.constants.name(weight) is None:
+        call = facts.constants.computed(weight) if isinstance(weight, fx.Node) else None
+        if call is None or not isinstance(call["input"], fx.Node):
+            return None
+        if call.op in _REPEATS and _keeps_matrix(facts, call) and layout.out_axis < 0:
+            weight = call["input"]
+            continue
+        if call.op not in MOVES:
+            return None
+        if _swaps(facts, call):
+            if len(facts.shape(weight) or ()) != 2:
+                return None
+            # Counted from either end, the two axes change places.
+            layout = Layout(layout.in_axis, layout.out_axis)
+        weight = call["input"]
+    return Root(weight, layout)
+
+
+_REPEATS = frozenset({"expand", "unsqueeze", "view", "reshape", "_unsafe_view"})
+
+
+def _keeps_matrix(facts: Facts, call: Call) -> bool:
+    """Whether the last two axes are what they were, with or without batches of the same before."""
+    before, after = facts.shape(call["input"]), facts.shape(call.node)
+    if before is None or after is None or len(before) != 2:
+        return False
+    return tuple(before) == tuple(after[-2:])
+
+
+def _swaps(facts: Facts, call: Call) -> bool:
+    """Whether a move changes the order of axes."""
+    before = facts.shape(call["input"])
+    if call.op == "permute":
+        return list(call["dims"]) not in (list(range(len(before or ()))), [])
+    return call.op in ("t", "transpose", "numpy_T")
+
+
+def weight_of(facts: Facts, site: LinearSite, readers: Readers) -> Weight | None:
+    """The weight of a linear operator in the neutral vocabulary; None when it is no constant."""
+    if not facts.constants.is_constant(site.weight):
+        return None
+    root = root_of(facts, site.weight, site.layout)
+    shape = facts.shape(site.weight)
+    dtype = facts.dtype(site.weight) or "FLOAT"
+    if root is None:
+        return Weight(f"'{site.weight.name}'", dtype, readers(site.weight), 0, str(site.layout))
+    tensor = facts.constants.stored(root.argument)
+    if tensor.is_meta or shape is None:
+        return None
+    stored = facts.dtype(root.argument) or dtype
+    view = f"{root.layout} {tuple(tensor.shape)} {tensor.storage_offset()}"
+    return Weight(storage(tensor), stored, readers(root.argument), tensor.nbytes, view)
+
+
+def storage(tensor: Tensor) -> str:
+    """What two tensors have in common if a change of one is a change of the other."""
+    return f"{tensor.untyped_storage()._cdata:x}"
+
+
+def as_operator(
+    facts: Facts, found: FoundLinear, number: Callable[[fx.Node], int], readers: Readers
+) -> Linear:
+    """The linear operator in the neutral vocabulary."""
+    site = found.site
+    shape = facts.shape(site.weight) if facts.constants.is_constant(site.weight) else None
+    weight = weight_of(facts, site, readers)
+    sizes = tuple(int(d) for d in shape or () if isinstance(d, int))
+    known = weight is not None and shape is not None and len(sizes) == len(shape)
+    read = [v for v in site.call.nodes if v is not site.data and facts.is_tensor(v)]
+    others = [v for v in read if not facts.constants.is_constant(v)]
+    return Linear(
+        name=facts.label(site.call), op_type=facts.kind(site.call),
+        inputs=(number(site.data), *(number(v) for v in others)),
+        outputs=(number((site.add or site.call).node),),
+        in_axis=found.in_axis, out_axis=found.out_axis,
+        in_channels=in_channels(sizes, site.layout) if known else 0,
+        out_channels=out_channels(sizes, site.layout) if known else 0,
+        weight=weight, bias=found.bias, shift_barrier=found.shift_barrier,
+    )  # fmt: skip

@@ -1,0 +1,202 @@
+"""One torch model through the planner: describe, plan, commit; again where a fold did not fit."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import ExportedProgram
+from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+
+from bnfold.folding import FoldRefusedError, Options, refusals
+from bnfold.planning import Kept, Plan
+from bnfold.report.model import Report, Size, Step, steps_of
+from bnfold.torch_commit import commit
+from bnfold.torch_constants import Constants
+from bnfold.torch_describe import Described, Tree, describe
+from bnfold.torch_edit import Editor
+from bnfold.torch_facts import Facts, Shape, dim, type_name
+from bnfold.torch_graph import GraphEditor
+from bnfold.torch_program import ProgramEditor
+from bnfold.torch_shapes import known_shapes
+from bnfold.torch_walk import Walk, walk
+
+Refused = dict[int, Kept]
+Extra = Callable[[Described, Plan], Refused]
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Example inputs of a model.
+
+    Attributes:
+        args: Positional ones; None when there are no example inputs.
+        kwargs: By name.
+        dynamic_shapes: Which of their sizes vary, as `torch.export.export` has it.
+    """
+
+    args: tuple[Any, ...] | None = None
+    kwargs: Mapping[str, Any] | None = None
+    dynamic_shapes: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """A graph that was planned, and perhaps edited, with the verdicts on its steps."""
+
+    described: Described
+    plan: Plan
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The verdicts on its steps."""
+        return steps_of(self.described.graph, self.plan)
+
+
+def fold_program(program: ExportedProgram, options: Options) -> tuple[ExportedProgram, Report]:
+    """A folded program; the given one is left as it is."""
+    editor = ProgramEditor(program)
+    before = size_of(editor)
+    done = fold_graph(editor, facts_of(editor, changed=_mutated(program)), options)
+    result = editor.finish()
+    return result, _report("ExportedProgram", options, done, before, size_of(ProgramEditor(result)))
+
+
+def explain_program(program: ExportedProgram, options: Options) -> Report:
+    """What `fold_program` would do."""
+    editor = ProgramEditor(program)
+    facts = facts_of(editor, changed=_mutated(program))
+    done = plan_graph(describe(facts), options)
+    return _report("ExportedProgram", options, done, size_of(editor))
+
+
+def fold_graph_module(
+    graph_module: fx.GraphModule, inputs: Inputs, options: Options, *, inplace: bool
+) -> tuple[fx.GraphModule, Report]:
+    """A folded GraphModule; the given one is left as it is unless ``inplace``."""
+    editor = GraphEditor(graph_module, inplace)
+    before = size_of(editor)
+    done = fold_graph(editor, facts_of(editor, *_shapes(editor, inputs)), options)
+    result = editor.finish()
+    name = type(graph_module).__name__
+    return result, _report(name, options, done, before, size_of(editor))
+
+
+def explain_graph_module(graph_module: fx.GraphModule, inputs: Inputs, options: Options) -> Report:
+    """What `fold_graph_module` would do."""
+    editor = GraphEditor(graph_module)
+    facts = facts_of(editor, *_shapes(editor, inputs))
+    done = plan_graph(describe(facts), options)
+    return _report(type(graph_module).__name__, options, done, size_of(editor))
+
+
+# ---- planning and committing ----
+
+
+def plan_graph(described: Described, options: Options, refused: Refused | None = None) -> Folded:
+    """Decide every affine step of a graph that was described."""
+    return Folded(described, options.plan(described.graph, refused or {}))
+
+
+def fold_graph(
+    editor: Editor,
+    facts: Facts,
+    options: Options,
+    tree: Tree | None = None,
+    extra: Extra = lambda _described, _plan: {},
+) -> Folded:
+    """Describe a graph, plan, and commit through ``editor``, until everything fits.
+
+    Args:
+        editor: Of the graph; it is edited.
+        facts: What is known of the graph.
+        options: How to fold.
+        tree: The module tree that has to hold the result, if it is not the graph itself.
+        extra: Steps that have to stay because of what else a plan does.
+    """
+    described = describe(facts, tree)
+    refused: Refused = {}
+    while True:
+        done = plan_graph(described, options, refused)
+        more = extra(described, done.plan)
+        if not more:
+            try:
+                commit(described, done.plan, editor)
+                return done
+            except FoldRefusedError as fault:
+                more = refusals(described.graph, done.plan, fault)
+        assert not more.keys() <= refused.keys(), "a step was refused twice"
+        refused.update(more)
+
+
+# ---- facts ----
+
+
+def facts_of(
+    editor: Editor,
+    shapes: Mapping[fx.Node, Shape] | None = None,
+    dtypes: Mapping[fx.Node, str] | None = None,
+    *,
+    changed: Iterable[str] = (),
+    prefix: str = "",
+) -> Facts:
+    """What is known of the graph of ``editor``; shapes are derived where none are given."""
+    found = walk(editor.graph_module, editor.held)
+    constants = Constants(found, editor.held, editor.tensors, frozenset(changed))
+    if shapes is None:
+        shapes = {} if _is_shaped(found) else known_shapes(found, constants)
+    return Facts(editor.graph_module, found, constants, shapes, dtypes or {}, prefix)
+
+
+def _is_shaped(found: Walk) -> bool:
+    return any("val" in node.meta for node in found.inputs)
+
+
+def _mutated(program: ExportedProgram) -> Iterable[str]:
+    signature = program.graph_signature
+    names = set(signature.buffers_to_mutate.values())
+    return names | set(getattr(signature, "parameters_to_mutate", {}).values())
+
+
+def _shapes(
+    editor: GraphEditor, inputs: Inputs
+) -> tuple[Mapping[fx.Node, Shape] | None, Mapping[fx.Node, str]]:
+    """Shapes and types of all nodes for the example inputs, if there are any."""
+    if inputs.args is None:
+        return None, {}
+    graph = editor.graph_module.graph
+    before = {node: node.meta.get("val") for node in graph.nodes}
+    given = (*inputs.args, *(inputs.kwargs or {}).values())
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with torch.no_grad():
+        FakeTensorProp(editor.graph_module, mode).propagate(*given)
+    values = {node: node.meta.pop("val", None) for node in graph.nodes}
+    for node, value in before.items():
+        if value is not None:
+            node.meta["val"] = value
+    tensors = {node: value for node, value in values.items() if isinstance(value, Tensor)}
+    shapes = {node: tuple(dim(size) for size in value.shape) for node, value in tensors.items()}
+    return shapes, {node: type_name(value.dtype) for node, value in tensors.items()}
+
+
+# ---- reports ----
+
+
+def size_of(editor: Editor) -> Size:
+    """How large a graph is, with the tensors that it holds."""
+    found = walk(editor.graph_module, editor.held)
+    operators = Counter(call.op for call in found.calls)
+    tensors = {t.untyped_storage()._cdata: t for t in editor.tensors.values()}.values()
+    parameters = sum(tensor.numel() for tensor in tensors)
+    return Size(dict(operators), parameters, sum(tensor.nbytes for tensor in tensors))
+
+
+def _report(
+    source: str, options: Options, done: Folded, before: Size, after: Size | None = None
+) -> Report:
+    return Report(source, options.level, done.steps, before, after)

@@ -1,0 +1,172 @@
+"""Edits that put a computed tensor where an operation reads it: over what is there or beside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from bnfold.channel_graph import Linear
+from bnfold.folding import FoldRefusedError
+from bnfold.planning import Reason
+from bnfold.torch_calls import Call
+from bnfold.torch_constants import MOVES
+from bnfold.torch_describe import Described
+from bnfold.torch_edit import Editor
+from bnfold.torch_linear import storage
+from bnfold.torch_literal import make_functional
+from bnfold.torch_steps import StepSite
+
+Edit = Callable[[], None]
+
+
+class Writer:
+    """Makes edits, none of which is done before it is called.
+
+    Args:
+        described: What was described.
+        editor: Of the graph, or the module tree, that it was described from.
+    """
+
+    def __init__(self, described: Described, editor: Editor) -> None:
+        self._described, self._editor = described, editor
+        self._constants = described.facts.constants
+        self._by_storage: dict[str, list[int]] = {}
+        for index, operator in enumerate(described.graph.operators):
+            if isinstance(operator, Linear) and operator.weight is not None:
+                self._by_storage.setdefault(operator.weight.storage, []).append(index)
+
+    # ---- looking ----
+
+    def root(self, argument: Any) -> Any | None:
+        """The tensor that ``argument`` is another arrangement of, if the graph holds one."""
+        while self._constants.name(argument) is None:
+            call = self._constants.computed(argument) if isinstance(argument, fx.Node) else None
+            if call is None or call.op not in MOVES:
+                return None
+            argument = call["input"]
+        return argument
+
+    def constant_of(self, add: Call) -> Any:
+        """The constant that ``add`` adds."""
+        return next(v for v in (add["other"], add["input"]) if self._constants.is_constant(v))
+
+    def readers_of_weight(self, index: int) -> list[int]:
+        """The linear operators that read the same storage as operator ``index``."""
+        linear = self._described.graph.operators[index]
+        assert isinstance(linear, Linear)
+        assert linear.weight is not None
+        return self._by_storage[linear.weight.storage]
+
+    def some_tensor(self, call: Call) -> Tensor:
+        """A tensor that stands where those stand that ``call`` reads."""
+        names = [name for value in call.arguments.values() for name in self._roots(value)]
+        tensors = self._editor.tensors
+        return tensors[names[0]] if names else next(iter(tensors.values()))
+
+    def _roots(self, argument: Any) -> tuple[str, ...]:
+        return self._constants.roots(argument)
+
+    def _like(self, argument: Any) -> str:
+        """The tensor beside which one that takes the place of ``argument`` belongs."""
+        found = self._roots(argument)
+        return found[0] if found else next(iter(self._editor.tensors))
+
+    # ---- tensors ----
+
+    def over(self, given: Any, tensor: Tensor) -> Edit:
+        """``tensor`` in the place of the one that the graph holds, for all who read it."""
+        name = self._constants.name(self.root(given))
+        assert name is not None
+        return lambda: self._editor.write(name, tensor)
+
+    def write(self, call: Call, argument: str, given: Any, tensor: Tensor) -> Edit:
+        """``tensor`` as ``argument`` of ``call``: over what it reads, if nobody else reads that."""
+        root = self.root(given)
+        if root is None:
+            return self.new(call, argument, given, tensor)
+        old = self._constants.stored(root)
+        if len(self._described.readers.get(storage(old), ())) > 1:
+            return self.new(call, argument, given, tensor)
+        alike = tensor.numel() == old.numel()
+        return self.over(given, tensor.reshape(old.shape) if alike else tensor)
+
+    def new(self, call: Call, argument: str, given: Any, tensor: Tensor) -> Edit:
+        """``tensor`` as ``argument`` of ``call``, under a name of its own."""
+        like = self._like(given)
+        return self._named(call, argument, f"{like}_folded", tensor, like)
+
+    def beside(self, call: Call, argument: str, given: Any, tensor: Tensor) -> Edit:
+        """``tensor`` as ``argument`` that ``call`` did not have, named like its ``given``."""
+        like = self._like(given)
+        path = like.rpartition(".")[0] if call.module is None else str(call.node.target)
+        return self._named(call, argument, f"{path}.{argument}".lstrip("."), tensor, like)
+
+    def _named(self, call: Call, argument: str, name: str, tensor: Tensor, like: str) -> Edit:
+        aten = isinstance(call.node.target, torch._ops.OpOverload)
+        spelled = "self" if argument == "input" and aten and _says_self(call.node) else argument
+
+        def edit() -> None:
+            made = self._editor.add(name, tensor, like)
+            self._editor.set_argument(call.node, spelled, made)
+
+        return edit
+
+    # ---- nodes ----
+
+    def add_after(self, call: Call, weight: Any, bias: Tensor) -> Edit:
+        """``call(...) + bias`` in the place of ``call(...)``."""
+        node, like = call.node, self._like(weight)
+
+        def edit() -> None:
+            name = self._editor.add(f"{like.rpartition('.')[0]}.bias".lstrip("."), bias, like)
+            with node.graph.inserting_after(node):
+                made = node.graph.call_function(torch.ops.aten.add.Tensor, (node, node))
+            made.meta = dict(node.meta)
+            node.replace_all_uses_with(made, delete_user_cb=lambda user: user is not made)
+            self._editor.set_argument(made, "other", name)
+
+        return edit
+
+    def instead(
+        self, index: int, site: StepSite, scale: Tensor | None, shift: Tensor | None
+    ) -> list[Edit]:
+        """A step that multiplies by ``scale`` or adds ``shift`` in the place of ``site``.
+
+        Raises:
+            FoldRefusedError: It is written in code that can't be changed.
+        """
+        call = site.call
+        if site.scale and site.shift:
+            given = {site.scale: scale, site.shift: shift}
+            return [self.write(call, name, call[name], t) for name, t in given.items()
+                    if t is not None]  # fmt: skip
+        tensor = scale if shift is None else shift
+        assert tensor is not None
+        op, argument = ("mul", site.scale) if shift is None else ("add", site.shift)
+        if call.op == op and call["alpha"] in (None, 1) and self.root(call[argument]) is not None:
+            return [self.write(call, argument, call[argument], tensor)]
+        if not self._editor.edits_nodes:
+            name = self._described.facts.label(call)
+            raise FoldRefusedError(index, Reason.IN_CODE, f"{name} can hold no other number")
+        return [lambda: self._replace(site, op, tensor)]
+
+    def _replace(self, site: StepSite, op: str, tensor: Tensor) -> None:
+        node, resolve = site.call.node, self._described.facts.walk.resolve
+        data = next(n for n in node.all_input_nodes if resolve(n) is site.data)
+        like = next(iter(self._editor.tensors))
+        name = self._editor.add(f"{node.name}_merged", tensor, like)
+        node.op, node.target = "call_function", getattr(torch.ops.aten, op).Tensor
+        node.args, node.kwargs = (data, data), {}
+        self._editor.set_argument(node, "other", name)
+
+    def functional(self, call: Call) -> Edit:
+        """``call`` without its effect on what it reads."""
+        return lambda: make_functional(call)
+
+
+def _says_self(node: fx.Node) -> bool:
+    assert isinstance(node.target, torch._ops.OpOverload)
+    return any(parameter.name == "self" for parameter in node.target._schema.arguments)
