@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -68,19 +69,39 @@ class OptimizeResult:
 
 
 def fold(
-    model: str | os.PathLike[str] | OnnxModel,
-    *,
+    model: Any,
+    example_inputs: Any = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+    inplace: bool = False,
     level: str = "max",
+    *,
+    dynamic_shapes: Any = None,
     trust_initializers: bool = False,
     unshare: bool | int = False,
 ) -> FoldResult:
     """Fold every affine step that can be folded; the given model is left as it is.
 
+    A ``torch.nn.Module`` is captured to see what it does: with example inputs by
+    ``torch.export`` (which follows the path through its code that these inputs take), else by
+    tracing it as a whole or part by part. The graph only proves what may be folded: what is
+    returned is the module itself, with weights under the names that they have. Its forward says
+    the same as before; tensors inside may hold other units (level ``"max"``), so that other
+    methods that return some of them may not. A fold that does not fit the module tree, since it
+    is written in code, is kept with that reason, and done in an ``ExportedProgram`` or an
+    ``fx.GraphModule``. Without example inputs convolutions are taken to read batches.
+
     Args:
-        model: The path of an ONNX file, an ``onnx.ModelProto``, an ``onnx_ir.Model`` or the
-            ``torch.onnx.ONNXProgram`` that ``torch.onnx.export`` returns.
+        model: The path of an ONNX file, an ``onnx.ModelProto``, an ``onnx_ir.Model``, the
+            ``torch.onnx.ONNXProgram`` that ``torch.onnx.export`` returns, a ``torch.nn.Module``,
+            a ``torch.fx.GraphModule`` or a ``torch.export.ExportedProgram``.
+        example_inputs: Of a module: a tuple of positional arguments, or one tensor. Only their
+            shapes and types matter.
+        example_kwargs: Of a module: further arguments by name.
+        inplace: Change the given ``nn.Module`` or ``GraphModule`` itself.
         level: ``"max"`` folds whatever can be folded, however far; ``"local"`` stays between
             direct neighbours.
+        dynamic_shapes: Of a module: which sizes of its inputs vary, as ``torch.export.export``
+            has it.
         trust_initializers: Take initializers that are also graph inputs as constants (from IR
             version 4 on a caller may override them, so that by default they are not folded).
         unshare: A weight that several operators read is scaled only where all of them agree. With
@@ -95,28 +116,38 @@ def fold(
         ReadError: The file can't be read.
         InvalidModelError: The model is not valid, or a BatchNormalization's parameters mean
             nothing (a negative or NaN variance, a wrong length).
-        UsageError: There is no such level, or ``model`` is of a kind that is not supported.
+        UsageError: There is no such level, ``model`` is of a kind that is not supported, or an
+            option is for models of another kind.
     """
+    options = _options(level, trust_initializers, unshare)
+    if _is_torch(model):
+        from bnfold.torch_api import fold_torch, given
+
+        inputs = given(example_inputs, example_kwargs, dynamic_shapes)
+        return FoldResult(*fold_torch(model, inputs, options, inplace=inplace))
+    _refuse_for_onnx(example_inputs, example_kwargs, inplace, dynamic_shapes)
     if _is_program(model):
         result = fold(
             _model_of(model), level=level, trust_initializers=trust_initializers, unshare=unshare
         )
         return FoldResult(_program_of(model, result.model), result.report)
-    options = _options(level, trust_initializers, unshare)
-    source, given, inferred = _given(model)
+    source, graph, inferred = _given(model)
     if isinstance(model, ir.Model):
-        given = copy_of(model)
-    planned, _ = fold_model(given, inferred, options, source)
+        graph = copy_of(model)
+    planned, _ = fold_model(graph, inferred, options, source)
     if not isinstance(model, onnx.ModelProto | ir.Model):
-        ir.external_data.load_to_model(given)  # a reference into the given file would be a trap
-    report = planned.report(source, size_of(given))
-    return FoldResult(ir.to_proto(given) if isinstance(model, onnx.ModelProto) else given, report)
+        ir.external_data.load_to_model(graph)  # a reference into the given file would be a trap
+    report = planned.report(source, size_of(graph))
+    return FoldResult(ir.to_proto(graph) if isinstance(model, onnx.ModelProto) else graph, report)
 
 
 def explain(
-    model: str | os.PathLike[str] | OnnxModel,
-    *,
+    model: Any,
+    example_inputs: Any = None,
+    example_kwargs: Mapping[str, Any] | None = None,
     level: str = "max",
+    *,
+    dynamic_shapes: Any = None,
     trust_initializers: bool = False,
     unshare: bool | int = False,
 ) -> Report:
@@ -127,7 +158,10 @@ def explain(
 
     Args:
         model: As for `fold`.
+        example_inputs: As for `fold`.
+        example_kwargs: As for `fold`.
         level: As for `fold`.
+        dynamic_shapes: As for `fold`.
         trust_initializers: As for `fold`.
         unshare: As for `fold`.
 
@@ -135,8 +169,14 @@ def explain(
         As `fold`.
     """
     options = _options(level, trust_initializers, unshare)
-    source, given, inferred = _given(model)
-    return plan_model(given, inferred, options, {}, source).report(source)
+    if _is_torch(model):
+        from bnfold.torch_api import explain_torch, given
+
+        inputs = given(example_inputs, example_kwargs, dynamic_shapes)
+        return explain_torch(model, inputs, options)
+    _refuse_for_onnx(example_inputs, example_kwargs, False, dynamic_shapes)
+    source, graph, inferred = _given(model)
+    return plan_model(graph, inferred, options, {}, source).report(source)
 
 
 def optimize(
@@ -239,6 +279,26 @@ def _options(level: str, trust_initializers: bool, unshare: bool | int) -> Optio
     return Options(level, trust_initializers, UNSHARE_BYTES if unshare is True else int(unshare))
 
 
+# ---- torch models ----
+
+
+def _is_torch(model: object) -> bool:
+    """Whether ``model`` is one of torch's kinds; torch is not loaded for it: a model has done so."""
+    if "torch" not in sys.modules:
+        return False
+    from bnfold.torch_api import KINDS
+
+    return isinstance(model, KINDS)
+
+
+def _refuse_for_onnx(inputs: Any, kwargs: Any, inplace: bool, dynamic_shapes: Any) -> None:
+    options = {"example_inputs": inputs, "example_kwargs": kwargs, "inplace": inplace or None,
+               "dynamic_shapes": dynamic_shapes}  # fmt: skip
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise UsageError(f"{given[0]} is for torch models", todo=f"leave {given[0]} out")
+
+
 # ---- reading ----
 
 
@@ -253,7 +313,7 @@ def _given(model: str | os.PathLike[str] | OnnxModel) -> tuple[str, ir.Model, An
         model = from_proto(model, "<model>")
     if not isinstance(model, ir.Model):
         met = f"a {type(model).__module__}.{type(model).__name__} can't be folded"
-        raise UsageError(met, todo="give a path, an onnx.ModelProto or an onnx_ir.Model")
+        raise UsageError(met, todo="give a path, an ONNX model or a torch model")
     return model.graph.name or "model", model, infer_shapes(model)
 
 

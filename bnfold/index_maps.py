@@ -11,11 +11,11 @@ known on both sides of it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from bnfold.channel_graph import Dim, Link
 
@@ -57,6 +57,34 @@ def reduced(rank: int, axes: Sequence[int], *, keep: bool) -> tuple[Link, ...]:
     """``axes`` are reduced to one entry, which stays as an axis of size 1 when ``keep``."""
     left = [axis for axis in range(rank) if axis not in axes]
     return tuple(Link((a,), (a if keep else k,)) for k, a in enumerate(left))
+
+
+def picked(rank: int, indices: Mapping[int, NDArray[np.int64] | None]) -> tuple[Link, ...]:
+    """Along each axis in ``indices`` these entries of the source are taken, in this order.
+
+    Args:
+        rank: The rank of both values.
+        indices: By axis; None: it is not known which are taken.
+    """
+    known = {axis: index for axis, index in indices.items() if index is not None and index.size}
+    taken = (Link((axis,), (axis,), index) for axis, index in known.items())
+    return (*same_axes(rank, tuple(indices)), *taken)
+
+
+def repeated(size: Dim, times: int) -> NDArray[np.int64] | None:
+    """Which entry each one is where an axis is repeated as a whole; None: it is not known."""
+    return np.tile(np.arange(size), times) if isinstance(size, int) else None
+
+
+def bordered(size: Dim, before: int, after: int) -> NDArray[np.int64] | None:
+    """Which entry shares its units with each one where an axis is padded; None: it is not known.
+
+    A zero is a zero in any units: those of the entry at the border are as good as others, and
+    true ones would bind what has them along the whole axis.
+    """
+    if not isinstance(size, int) or size == 0:
+        return None
+    return np.clip(np.arange(-before, size + after), 0, size - 1)
 
 
 def broadcast(source: Shape, target: Shape) -> tuple[Link, ...]:

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnfold.channel_graph import Dim, Link, Operator, ShiftRule, Sign
-from bnfold.index_maps import along, broadcast, same_axes
+from bnfold.index_maps import along, bordered, broadcast, picked, repeated, same_axes
 from bnfold.onnx_facts import float_attribute
-from bnfold.onnx_rules import Asked, Links, Rule, UnstatedError, Way, axis_of
+from bnfold.onnx_rules import Asked, Rule, UnstatedError, Way, axis_of
 from bnfold.onnx_sizes import DimOf, Size, Sizes, dimension, named, traced_sizes
 
 _END = 2**31 - 1  # as the end of a slice, this and everything above is the end of the axis
@@ -61,20 +61,9 @@ def _tile(asked: Asked) -> Operator:
         raise UnstatedError
     pairs = zip(shape, repeats, strict=True)
     indices = {
-        axis: _repeated(size, times) for axis, (size, times) in enumerate(pairs) if times != 1
+        axis: repeated(size, times) for axis, (size, times) in enumerate(pairs) if times != 1
     }
-    return _moved(asked, Way(0, _picked(len(shape), indices)))
-
-
-def _repeated(size: Dim, times: int) -> NDArray[np.int64] | None:
-    return np.tile(np.arange(size), times) if isinstance(size, int) else None
-
-
-def _picked(rank: int, indices: Mapping[int, NDArray[np.int64] | None]) -> Links:
-    """Axes along which entries of the source are taken; None: it is not known which."""
-    plain = same_axes(rank, tuple(indices))
-    known = {axis: index for axis, index in indices.items() if index is not None and index.size}
-    return (*plain, *(Link((axis,), (axis,), index) for axis, index in known.items()))
+    return _moved(asked, Way(0, picked(len(shape), indices)))
 
 
 def _slice(asked: Asked) -> Operator:
@@ -91,7 +80,7 @@ def _slice(asked: Asked) -> Operator:
         raise UnstatedError
     cuts = {a: slice(starts[k], ends[k], steps[k]) for k, a in enumerate(axes)}
     indices = {a: _cut(shape[a], c) for a, c in cuts.items() if not _is_whole(c, shape[a])}
-    return _moved(asked, Way(0, _picked(len(shape), indices)))
+    return _moved(asked, Way(0, picked(len(shape), indices)))
 
 
 def _cut(size: Dim, cut: slice) -> NDArray[np.int64] | None:
@@ -208,8 +197,8 @@ def _pad(asked: Asked) -> Operator:
             raise UnstatedError
         return asked.tie(Sign.POSITIVE, ShiftRule.EQUAL, Way(0, same_axes(rank, changed)))
     shape = asked.facts.shape(asked.value()) or (None,) * rank
-    indices = {axis: _bordered(shape[axis], *around[axis]) for axis in changed}
-    tie = asked.tie(Sign.ANY, ShiftRule.ZERO, Way(0, _picked(rank, indices)))
+    indices = {axis: bordered(shape[axis], *around[axis]) for axis in changed}
+    tie = asked.tie(Sign.ANY, ShiftRule.ZERO, Way(0, picked(rank, indices)))
     return replace(tie, fill=fill)
 
 
@@ -217,17 +206,6 @@ def _filling(asked: Asked) -> float:
     if asked.opset < 11:
         return float_attribute(asked.node, "value", 0.0)
     return float(asked.array(2).ravel()[0]) if asked.given(2) else 0.0
-
-
-def _bordered(size: Dim, before: int, after: int) -> NDArray[np.int64] | None:
-    """Which entry shares its units with each entry of the result.
-
-    A zero is a zero in any units: those of the entry at the border are as good as others, and
-    true ones would bind what has them along the whole axis.
-    """
-    if not isinstance(size, int) or size == 0:
-        return None
-    return np.clip(np.arange(-before, size + after), 0, size - 1)
 
 
 PARTS: Mapping[str, Rule] = {

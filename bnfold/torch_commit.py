@@ -34,7 +34,6 @@ from bnfold.torch_edit import Editor
 from bnfold.torch_facts import DTYPES
 from bnfold.torch_inplace import Conflict, conflicts
 from bnfold.torch_linear import LinearSite, root_of, storage
-from bnfold.torch_literal import can_be_functional, set_literal
 from bnfold.torch_steps import StepSite
 from bnfold.torch_writes import Edit, Writer
 
@@ -55,6 +54,7 @@ def commit(described: Described, plan: Plan, editor: Editor) -> None:
         for index, taken in sorted(plan.absorptions.items()) if index not in gone
         for edit in work.absorb(index, taken)
     ]  # fmt: skip
+    work.refuse_disagreement()
     edits += work.not_in_place()
     vanished = [_ends(described, fold.step) for fold in plan.folds]
     for edit in edits:
@@ -84,9 +84,19 @@ class _Commit:
     writer: Writer
     _made: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
 
+    def refuse_disagreement(self) -> None:
+        """Refuse where one module is called more than once, and would have to hold two things.
+
+        Raises:
+            FoldRefusedError: Not all of its calls ask for the same.
+        """
+        for index, label in self.writer.disagreeing():
+            raise FoldRefusedError(index, Reason.SEVERAL_CALLS, label)
+
     def absorb(self, index: int, taken: Absorption) -> list[Edit]:
         """What operator ``index`` has to hold from now on, computed."""
         site = self.described.sites[index]
+        self.writer.now = index
         try:
             if isinstance(site, LinearSite):
                 return list(self._linear(index, site, taken))
@@ -172,7 +182,7 @@ class _Commit:
         elif given is not None:
             yield self.writer.write(site.call, site.bias_argument, given, bias)
             if site.beta != 1:
-                yield lambda: set_literal(site.call, "beta", 1)
+                yield self.writer.literal(site.call, "beta", 1)
         else:
             yield self.writer.beside(site.call, "bias", site.weight, bias)
 
@@ -204,7 +214,7 @@ class _Commit:
         stored = _TORCH[self.described.facts.dtype(dtype) or "FLOAT"]
         value = taken.output.scale * site.value + taken.output.shift
         number = float(checked(index, value, numpy_type(stored))[0])
-        return [lambda: set_literal(site.call, "value", number)]
+        return [self.writer.literal(site.call, "value", number)]
 
     # ---- steps that took over others ----
 
@@ -251,7 +261,7 @@ class _Commit:
                 yield self.writer.beside(call, argument, call["running_mean"], new)
             else:
                 yield self.writer.write(call, argument, given, new)
-        yield lambda: set_literal(call, "eps", 0.0)
+        yield self.writer.literal(call, "eps", 0.0)
 
     # ---- what would be changed in place once steps are gone ----
 
@@ -267,7 +277,7 @@ class _Commit:
         before = {conflict.call.node for conflict in self.described.changed}
         new = [conflict for conflict in found if conflict.call.node not in before]
         for conflict in new:
-            if not can_be_functional(conflict.call):
+            if not self.writer.can_be_functional(conflict.call):
                 raise FoldRefusedError(self._to_blame(conflict), Reason.IN_PLACE,
                                        self.described.facts.label(conflict.call))  # fmt: skip
         return [self.writer.functional(conflict.call) for conflict in new]

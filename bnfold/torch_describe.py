@@ -215,9 +215,11 @@ class _Describer:
             if self.tree is not None and not self.tree.weight_is_ours(site):
                 stated = replace(stated, weight=None)
         elif isinstance(stated, Tie) and stated.fill is not None:
-            site = PadSite(call, stated.fill)
             if self.tree is not None and stated.fill:
-                stated = replace(stated, fill=None, routes=())
+                self._opaque(call, results)
+                return
+            site = None if self.tree is not None else PadSite(call, stated.fill)
+            stated = stated if self.tree is None else replace(stated, fill=None)
         self._add(stated, site)
 
     def _opaque(self, call: Call, results: Mapping[int, fx.Node]) -> None:

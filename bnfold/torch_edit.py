@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
+
+from bnfold.torch_calls import Call
 
 
 class Editor(Protocol):
@@ -18,6 +20,9 @@ class Editor(Protocol):
     @property
     def edits_nodes(self) -> bool:
         """Whether nodes may be changed; else the graph only proves what a module tree does."""
+
+    def module_of(self, call: Call) -> nn.Module | None:
+        """The module whose attributes say what ``call`` does; None when its node says it all."""
 
     @property
     def graph_module(self) -> fx.GraphModule:

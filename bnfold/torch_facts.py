@@ -35,13 +35,15 @@ class Place:
     """Where in the user's module tree an operation was written.
 
     ``path`` is that of the innermost module, ``site`` also tells several calls of it apart.
-    ``paths`` are all modules around the operation, the outermost first.
+    ``paths`` are all modules around the operation, the outermost first, but for the root;
+    ``sites`` are the calls of these.
     """
 
     path: str
     site: str
     kind: str
     paths: tuple[str, ...]
+    sites: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,7 @@ class Facts:
     def kind(self, call: Call) -> str:
         """What reports call its kind: the module's class, or the operation."""
         place = self._places[call.node]
-        own = self._labels[call.node] == _joined(self.prefix, place.site)
+        own = self._labels[call.node] == place.site
         return place.kind if own and place.kind else call.op
 
     def place(self, call: Call) -> Place:
@@ -151,19 +153,23 @@ def type_name(dtype: torch.dtype) -> str:
 
 def _place(node: fx.Node) -> Place:
     stack = node.meta.get("nn_module_stack") or {}
-    entries = [(str(key), *_entry(value)) for key, value in stack.items()]
-    paths = tuple(dict.fromkeys(path for _, path, _ in entries if path))
+    around = [(str(key), *_entry(value)) for key, value in stack.items()]
+    entries = [(path, _site(key, path), kind) for key, path, kind in around if path]
     if node.op == "call_module":
         root = node.graph.owning_module
         assert root is not None
         path, kind = str(node.target), type(root.get_submodule(str(node.target))).__name__
-        return Place(path, path, kind, tuple(dict.fromkeys((*paths, path))))
-    if not entries:
-        return Place("", "", "", ())
-    key, path, kind = entries[-1]
-    _, _, again = key.rpartition("@")
-    site = f"{path}@{again}" if "@" in key and again.isdigit() else path
-    return Place(path, site, kind, paths)
+        if not entries or entries[-1][0] != path:
+            entries.append((path, path, kind))
+    inner = entries[-1] if node.op == "call_module" or (around and around[-1][1]) else ("", "", "")
+    paths, sites = (tuple(dict.fromkeys(e[k] for e in entries)) for k in (0, 1))
+    return Place(*inner, paths, sites)
+
+
+def _site(key: str, path: str) -> str:
+    """The path, and which of several calls of the module it is, as the key of its entry says."""
+    again = key.rpartition("@")[2]
+    return f"{path}@{again}" if "@" in key and again.isdigit() else path
 
 
 def _entry(value: Any) -> tuple[str, str]:
@@ -180,7 +186,10 @@ def _joined(*parts: str) -> str:
 
 
 def _labels(calls: list[Call], places: Mapping[fx.Node, Place], prefix: str) -> dict[fx.Node, str]:
-    """A name of its own for every operation: the path of its module if it is what that does."""
+    """A name of its own for every operation: the path of its module if it is what that does.
+
+    Of what is written in the code of the module at ``prefix`` itself no place says where.
+    """
     inner = Counter(path for place in places.values() for path in place.paths[:-1])
     of_site = Counter(places[call.node].site for call in calls)
     main = Counter(places[call.node].site for call in calls if _is_main(call))
@@ -190,10 +199,9 @@ def _labels(calls: list[Call], places: Mapping[fx.Node, Place], prefix: str) -> 
         place = places[call.node]
         alone = of_site[place.site] == 1 and not inner[place.path]
         whole = place.path and (alone or (_is_main(call) and main[place.site] == 1))
-        own = place.site if whole else _joined(place.path, call.node.name)
+        name = place.site if whole else _joined(place.path or prefix, call.node.name)
         if call.node.op == "call_module":
-            own = place.site
-        name = _joined(prefix, own)
+            name = place.site
         taken[name] += 1
         found[call.node] = name if taken[name] == 1 else f"{name}@{taken[name] - 1}"
     return found

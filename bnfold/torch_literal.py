@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from bnfold.torch_calls import Call
+from bnfold.torch_leaves import leaf_arguments
 
 _PLAIN: Mapping[Any, Any] = {
     operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul,
@@ -16,11 +18,11 @@ _PLAIN: Mapping[Any, Any] = {
 }  # fmt: skip
 
 
-def set_literal(call: Call, argument: str, value: float) -> None:
-    """Let ``call`` read the number ``value`` as ``argument``."""
+def set_literal(call: Call, module: nn.Module | None, argument: str, value: float) -> None:
+    """Let ``call``, which ``module`` does if there is one, read ``value`` as ``argument``."""
     node = call.node
-    if call.module is not None:
-        setattr(call.module, argument, value)
+    if module is not None:
+        setattr(module, argument, value)
     elif argument in node.kwargs or not isinstance(node.target, torch._ops.OpOverload):
         node.kwargs = {**node.kwargs, argument: value}
     else:
@@ -32,11 +34,13 @@ def set_literal(call: Call, argument: str, value: float) -> None:
             node.kwargs = {**node.kwargs, argument: value}
 
 
-def can_be_functional(call: Call) -> bool:
+def can_be_functional(call: Call, module: nn.Module | None, edits_nodes: bool) -> bool:
     """Whether `make_functional` can do something about an in-place operation."""
     node, target = call.node, call.node.target
-    if call.module is not None:
-        return hasattr(call.module, "inplace")
+    if module is not None:
+        return bool(getattr(module, "inplace", False)) and leaf_arguments(module) is not None
+    if not edits_nodes:
+        return False
     if isinstance(target, torch._ops.OpOverload):
         return _without_underscore(target) is not None
     if node.op == "call_method":
@@ -44,11 +48,11 @@ def can_be_functional(call: Call) -> bool:
     return target in _PLAIN or "inplace" in node.kwargs or _is_function(target)
 
 
-def make_functional(call: Call) -> None:
+def make_functional(call: Call, module: nn.Module | None) -> None:
     """Let ``call`` leave the tensor that it reads as it is."""
     node, target = call.node, call.node.target
-    if call.module is not None:
-        call.module.inplace = False  # type: ignore[assignment]
+    if module is not None:
+        module.inplace = False  # type: ignore[assignment]
     elif isinstance(target, torch._ops.OpOverload):
         plain = _without_underscore(target)
         assert plain is not None

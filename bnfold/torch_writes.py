@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -11,12 +12,13 @@ from torch import Tensor, fx
 from bnfold.channel_graph import Linear
 from bnfold.folding import FoldRefusedError
 from bnfold.planning import Reason
+from bnfold.torch_arrays import as_array
 from bnfold.torch_calls import Call
 from bnfold.torch_constants import MOVES
 from bnfold.torch_describe import Described
 from bnfold.torch_edit import Editor
 from bnfold.torch_linear import storage
-from bnfold.torch_literal import make_functional
+from bnfold.torch_literal import can_be_functional, make_functional, set_literal
 from bnfold.torch_steps import StepSite
 
 Edit = Callable[[], None]
@@ -34,6 +36,8 @@ class Writer:
         self._described, self._editor = described, editor
         self._constants = described.facts.constants
         self._by_storage: dict[str, list[int]] = {}
+        self._claims: dict[tuple[int, str, str], list[tuple[int, bytes]]] = {}
+        self.now = 0
         for index, operator in enumerate(described.graph.operators):
             if isinstance(operator, Linear) and operator.weight is not None:
                 self._by_storage.setdefault(operator.weight.storage, []).append(index)
@@ -105,6 +109,7 @@ class Writer:
         return self._named(call, argument, f"{path}.{argument}".lstrip("."), tensor, like)
 
     def _named(self, call: Call, argument: str, name: str, tensor: Tensor, like: str) -> Edit:
+        self._claim(call, argument, as_array(tensor).tobytes())
         aten = isinstance(call.node.target, torch._ops.OpOverload)
         spelled = "self" if argument == "input" and aten and _says_self(call.node) else argument
 
@@ -162,9 +167,42 @@ class Writer:
         node.args, node.kwargs = (data, data), {}
         self._editor.set_argument(node, "other", name)
 
+    def literal(self, call: Call, argument: str, value: float) -> Edit:
+        """``value`` as ``argument`` of ``call``."""
+        self._claim(call, argument, repr(value).encode())
+        return lambda: set_literal(call, self._editor.module_of(call), argument, value)
+
+    def can_be_functional(self, call: Call) -> bool:
+        """Whether ``call`` can be made to leave what it reads as it is."""
+        return can_be_functional(call, self._editor.module_of(call), self._editor.edits_nodes)
+
     def functional(self, call: Call) -> Edit:
         """``call`` without its effect on what it reads."""
-        return lambda: make_functional(call)
+        return lambda: make_functional(call, self._editor.module_of(call))
+
+    # ---- modules that are called more than once ----
+
+    def _claim(self, call: Call, argument: str, value: bytes) -> None:
+        """Note that operator ``now`` asks its module to hold ``value`` as ``argument``."""
+        module = self._editor.module_of(call)
+        if module is not None:
+            self._claims.setdefault((id(module), call.op, argument), []).append((self.now, value))
+
+    def disagreeing(self) -> Iterator[tuple[int, str]]:
+        """Operators that ask of a module what not all of its other calls ask, with their names."""
+        calls = self._calls_by_module()
+        for (module, op, _), claims in self._claims.items():
+            if len({value for _, value in claims}) > 1 or len(claims) < calls[module, op]:
+                index = claims[0][0]
+                yield index, self._described.graph.operators[index].name
+
+    def _calls_by_module(self) -> Counter[tuple[int, str]]:
+        found: Counter[tuple[int, str]] = Counter()
+        for site in self._described.sites:
+            if site is not None:
+                module = self._editor.module_of(site.call)
+                found[id(module), site.call.op] += module is not None
+        return found
 
 
 def _says_self(node: fx.Node) -> bool:

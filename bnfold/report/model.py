@@ -94,10 +94,14 @@ def _step(graph: ChannelGraph, verdict: Fold | Kept) -> Step:
         into = tuple(graph.operators[index].name for index in verdict.into)
         return Step(operator.name, operator.op_type, "folded", verdict.how.value, into,
                     sentence=_how(verdict.how, into))  # fmt: skip
+    return kept_step(operator.name, operator.op_type, verdict)
+
+
+def kept_step(name: str, op_type: str, kept: Kept) -> Step:
+    """A step that stays."""
     return Step(
-        operator.name, operator.op_type, "kept", code=verdict.reason.code,
-        reason=verdict.reason.slug, witness=verdict.witness, sentence=verdict.sentence,
-        hint=verdict.hint,
+        name, op_type, "kept", code=kept.reason.code, reason=kept.reason.slug,
+        witness=kept.witness, sentence=kept.sentence, hint=kept.hint,
     )  # fmt: skip
 
 

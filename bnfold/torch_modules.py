@@ -1,0 +1,299 @@
+"""A user's nn.Module, folded: captured, planned, and written back under the user's own names.
+
+The graphs that were captured only prove what the module does. The result is the module itself, or
+a copy of it: weights are new parameters where the old ones were, and modules that did nothing but
+steps that vanished are Identity, or the activation that they ended with.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from bnfold.folding import Options
+from bnfold.planning import Kept, Reason
+from bnfold.report.model import Report, Size, Step, kept_step
+from bnfold.torch_calls import Call
+from bnfold.torch_capture import Captured, Captures, capture
+from bnfold.torch_describe import describe
+from bnfold.torch_facts import Facts
+from bnfold.torch_model import Folded, Inputs, facts_of, fold_graph, plan_graph
+from bnfold.torch_observe import Observed, observing
+from bnfold.torch_reparam import materialise
+from bnfold.torch_tree import ModuleTree
+
+
+class ModuleEditor:
+    """An `Editor` that writes into a module tree what was decided on a graph of it.
+
+    Args:
+        root: The module; it is changed.
+        captured: A graph of it, or of a part of it.
+    """
+
+    edits_nodes = False
+
+    def __init__(self, root: nn.Module, captured: Captured) -> None:
+        self._root = root
+        graph_module, self._held, self._tensors = _graph_of(captured)
+        self._graph_module = graph_module
+        self._pending: dict[str, tuple[Tensor, str]] = {}
+        self._vanished: set[fx.Node] = set()
+        self.tree: ModuleTree | None = None
+
+    @property
+    def graph_module(self) -> fx.GraphModule:
+        """The graph that was captured."""
+        return self._graph_module
+
+    @property
+    def held(self) -> Mapping[fx.Node, str]:
+        """The nodes that stand for tensors of the module, with their names."""
+        return self._held
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The tensors that the graph reads."""
+        return self._tensors
+
+    def write(self, name: str, tensor: Tensor) -> None:
+        """Let the tensor ``name`` be ``tensor``, in all modules that hold the same one."""
+        path, _, attribute = name.rpartition(".")
+        module = self._root.get_submodule(path)
+        materialise(module, attribute)
+        old = getattr(module, attribute)
+        new = _of_kind(tensor, old)
+        for other in self._root.modules():
+            stores: tuple[dict[str, Any], ...] = (other._parameters, other._buffers, vars(other))
+            for store in stores:
+                for key in [key for key, value in store.items() if value is old]:
+                    store[key] = new
+        self._tensors = {**self._tensors, name: new}
+
+    def add(self, name: str, tensor: Tensor, like: str) -> str:
+        """Keep ``tensor`` until it is known which module reads it."""
+        key = f"{name}#{len(self._pending)}"
+        self._pending[key] = (tensor, like)
+        return key
+
+    def set_argument(self, node: fx.Node, argument: str, name: str) -> None:
+        """Let the module in whose code ``node`` is written hold the tensor as ``argument``."""
+        assert self.tree is not None
+        tensor, like = self._pending[name]
+        call = self.tree.facts.call_of(node)
+        assert call is not None
+        module = self.tree.at(call)
+        materialise(module, argument)
+        old = getattr(module, argument, None)
+        old = old if isinstance(old, Tensor) else self._tensors[like]
+        if argument in module._buffers:
+            module._buffers[argument] = tensor
+        else:
+            module.register_parameter(argument, nn.Parameter(tensor, old.requires_grad))
+        if argument == "weight" and isinstance(module, _NormBase):
+            module.affine = True
+
+    def bypass(self, value: fx.Node, data: fx.Node) -> None:
+        """Note that the step whose output is ``value`` vanished."""
+        del data
+        source = value.args[0] if getattr(value.target, "__name__", "") == "getitem" else value
+        self._vanished.update(n for n in (value, source) if isinstance(n, fx.Node))
+
+    def sweep(self) -> None:
+        """Put Identity, or what is left of them, in the place of modules that are done with."""
+        assert self.tree is not None
+        for path, removal in self.tree.removals.items():
+            if removal.steps <= self._vanished:
+                old = self.tree.module(path)
+                left = [self.tree.module(inner) for inner in removal.left]
+                self._replace(old, _in_place_of(old, left))
+
+    def _replace(self, old: nn.Module, new: nn.Module) -> None:
+        for module in list(self._root.modules()):
+            for name, child in module._modules.items():
+                if child is old:
+                    module._modules[name] = new
+
+    # ---- what a commit asks of an editor that does not change nodes ----
+
+    def module_of(self, call: Call) -> nn.Module:
+        """The module in whose code an operation is written."""
+        assert self.tree is not None
+        return self.tree.at(call)
+
+
+def _in_place_of(old: nn.Module, left: list[nn.Module]) -> nn.Module:
+    kept = [module for module in left if not isinstance(module, nn.Identity)]
+    if len(kept) == 1:
+        return kept[0]
+    new = nn.Sequential(*kept) if kept else nn.Identity()
+    new.training = old.training
+    return new
+
+
+def _of_kind(tensor: Tensor, old: Tensor) -> Tensor:
+    if isinstance(old, nn.Parameter):
+        return nn.Parameter(tensor, old.requires_grad)
+    return tensor
+
+
+def _graph_of(
+    captured: Captured,
+) -> tuple[fx.GraphModule, dict[fx.Node, str], dict[str, Tensor]]:
+    """The graph, its nodes that stand for tensors, and these by their names."""
+    if captured.program is not None:
+        program = captured.program
+        signature = program.graph_signature
+        names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers,
+                 **signature.inputs_to_lifted_tensor_constants}  # fmt: skip
+        nodes = program.graph.find_nodes(op="placeholder")
+        held = {node: names[node.name] for node in nodes if node.name in names}
+        tensors = {**program.state_dict, **program.constants}
+        found = {name: t for name, t in tensors.items() if isinstance(t, Tensor)}
+        return program.graph_module, held, found
+    graph_module = captured.graph_module
+    assert graph_module is not None
+    held, found = {}, {}
+    for node in graph_module.graph.nodes:
+        if node.op == "get_attr":
+            tensor = _attribute(graph_module, str(node.target))
+            if isinstance(tensor, Tensor):
+                held[node], found[str(node.target)] = str(node.target), tensor
+        elif node.op == "call_module":
+            found |= _own(str(node.target), graph_module.get_submodule(str(node.target)))
+    return graph_module, held, found
+
+
+def _attribute(module: Any, name: str) -> Any:
+    for part in name.split("."):
+        module = getattr(module, part, None)
+    return module
+
+
+_READ = ("weight", "bias", "running_mean", "running_var")
+
+
+def _own(path: str, module: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a leaf module, with those that are computed at every call."""
+    names = {*module._parameters, *module._buffers, *_READ}
+    found = {name: getattr(module, name, None) for name in names}
+    return {f"{path}.{name}": t for name, t in found.items() if isinstance(t, Tensor)}
+
+
+# ---- folding ----
+
+
+def fold_module(
+    module: nn.Module, inputs: Inputs, options: Options, *, inplace: bool
+) -> tuple[nn.Module, Report]:
+    """The module folded, or a folded copy of it."""
+    root = module if inplace else copied(module)
+    before = size_of(root)
+    with observing() as observed:
+        captures = capture(root, inputs.args, inputs.kwargs, inputs.dynamic_shapes)
+    parts = [_fold_part(root, part, observed, options) for part in captures.parts]
+    return root, _report(root, parts, captures, options, before, size_of(root))
+
+
+def explain_module(module: nn.Module, inputs: Inputs, options: Options) -> Report:
+    """What `fold_module` would do; the module is left as it is."""
+    with observing() as observed:
+        captures = capture(module, inputs.args, inputs.kwargs, inputs.dynamic_shapes)
+    parts = []
+    for part in captures.parts:
+        _, facts, tree = _described(module, part, observed)
+        parts.append(_planned(facts, tree, options))
+    return _report(module, parts, captures, options, size_of(module), None)
+
+
+def _described(
+    root: nn.Module, part: Captured, observed: Observed
+) -> tuple[ModuleEditor, Facts, ModuleTree]:
+    editor = ModuleEditor(root, part)
+    changed = (
+        () if part.program is None else part.program.graph_signature.buffers_to_mutate.values()
+    )
+    facts = facts_of(editor, changed=changed, prefix=part.path)
+    outside = tuple(name for names in part.outside_readers.values() for name in names)
+    tree = ModuleTree(root, facts, observed, outside)
+    editor.tree = tree
+    return editor, facts, tree
+
+
+def _fold_part(root: nn.Module, part: Captured, observed: Observed, options: Options) -> Folded:
+    editor, facts, tree = _described(root, part, observed)
+    return fold_graph(editor, facts, options, tree, tree.partial)
+
+
+def _planned(facts: Facts, tree: ModuleTree, options: Options) -> Folded:
+    described = describe(facts, tree)
+    refused: dict[int, Kept] = {}
+    while True:
+        done = plan_graph(described, options, refused)
+        more = tree.partial(described, done.plan)
+        if not more:
+            return done
+        refused.update(more)
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """A deep copy, also where an attribute is a tensor that was computed from parameters."""
+    memo: dict[int, Any] = {}
+    for inner in module.modules():
+        for value in vars(inner).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    return copy.deepcopy(module, memo)
+
+
+# ---- reports ----
+
+
+def size_of(module: nn.Module) -> Size:
+    """How large a module is: its innermost modules by class, its parameters and buffers."""
+    operators: dict[str, int] = {}
+    for inner in module.modules():
+        if not list(inner.children()):
+            operators[type(inner).__name__] = operators.get(type(inner).__name__, 0) + 1
+    stored = {t.untyped_storage()._cdata: t for t in (*module.parameters(), *module.buffers())}
+    parameters = sum(tensor.numel() for tensor in stored.values())
+    return Size(operators, parameters, sum(tensor.nbytes for tensor in stored.values()))
+
+
+def _report(
+    root: nn.Module,
+    parts: Iterable[Folded],
+    captures: Captures,
+    options: Options,
+    before: Size,
+    after: Size | None,
+) -> Report:
+    done = list(parts)
+    steps = [step for part in done for step in part.steps]
+    steps += _not_captured(root, done, captures)
+    return Report(type(root).__name__, options.level, tuple(steps), before, after)
+
+
+def _not_captured(root: nn.Module, parts: list[Folded], captures: Captures) -> list[Step]:
+    """The normalisations that no graph shows."""
+    seen = {
+        path
+        for part in parts
+        for call in part.described.facts.walk.calls
+        for path in part.described.facts.place(call).paths
+    }
+    steps = []
+    for path, module in root.named_modules():
+        if isinstance(module, _NormBase) and path not in seen:
+            why = next((f.reason for f in captures.failures if _is_around(f.path, path)), "")
+            kept = Kept(0, Reason.NOT_CAPTURED, (path,), why or "nothing calls it")
+            steps.append(kept_step(path, type(module).__name__, kept))
+    return steps
+
+
+def _is_around(path: str, inner: str) -> bool:
+    return not path or inner == path or inner.startswith(f"{path}.")

@@ -1,0 +1,356 @@
+"""What a module tree can hold of a plan: which modules can vanish, where tensors can be written.
+
+A module vanishes when all it does are steps that vanish, one behind the other, and perhaps a chain
+of modules of its own after them (an activation); these are left in its place. Everything else is
+code, which nobody changes.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from bnfold.channel_graph import Affine, Bias
+from bnfold.planning import Kept, Plan, Reason
+from bnfold.torch_calls import Call
+from bnfold.torch_describe import Described, NormSite
+from bnfold.torch_facts import Facts, Place
+from bnfold.torch_leaves import leaf_arguments
+from bnfold.torch_linear import LinearSite, root_of, storage
+from bnfold.torch_observe import Observed
+from bnfold.torch_reparam import foreign_hooks, reparametrised
+from bnfold.torch_steps import StepSite, find_step
+from bnfold.torch_walk import parts
+
+_LINEAR = (
+    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+    nn.Linear,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """A module that can vanish: ``steps`` are the nodes of its steps, ``left`` what stays of it."""
+
+    path: str
+    steps: frozenset[fx.Node]
+    left: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class ModuleTree:
+    """The facts of a module tree; see `bnfold.torch_describe.Tree`.
+
+    Args:
+        root: The module.
+        facts: What was captured of it, or of a part of it.
+        observed: How its modules were called while it was captured.
+        outside: Names under which others may read tensors that the graph reads.
+    """
+
+    root: nn.Module
+    facts: Facts
+    observed: Observed
+    outside: tuple[str, ...] = ()
+    removals: dict[str, Removal] = field(default_factory=dict)
+    _modules: dict[str, nn.Module] = field(default_factory=dict)
+    _others: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    _paths: dict[int, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    def __post_init__(self) -> None:
+        for path, module in self.root.named_modules(remove_duplicate=False):
+            self._modules[path] = module
+            self._paths[id(module)].append(path)
+        self._find_other_readers()
+        self.removals.update(_removals(self))
+
+    def module(self, path: str) -> nn.Module:
+        """The module at ``path``."""
+        return self._modules[path]
+
+    def at(self, call: Call) -> nn.Module:
+        """The innermost module in whose code an operation is written."""
+        return self._modules[self.facts.place(call).path or self.facts.prefix]
+
+    def has(self, path: str) -> bool:
+        """Whether there is a module at ``path``."""
+        return path in self._modules
+
+    def paths(self, module: nn.Module) -> list[str]:
+        """All paths of a module."""
+        return self._paths[id(module)]
+
+    def is_simple(self, path: str) -> bool:
+        """Whether the module at ``path`` makes one tensor of one tensor."""
+        module = self._modules[path]
+        return leaf_arguments(module) is not None or self.observed.is_simple(module)
+
+    def holds(self, name: str | None) -> bool:
+        """Whether ``name`` is a tensor of the tree."""
+        if name is None:
+            return False
+        path, _, attribute = name.rpartition(".")
+        return isinstance(getattr(self._modules.get(path), attribute, None), Tensor)
+
+    # ---- facts for the planner ----
+
+    def place_of_bias(self, site: LinearSite, bias: Bias) -> Bias:
+        """Where a linear operator would put a shift."""
+        if site.add is not None or (bias is Bias.BUILT_IN and site.bias is not None):
+            given = site.bias if site.add is None else _constant_of(self.facts, site.add)
+            own = site.add is None and self._is_own(site.call, "bias", given)
+            ours = own or (self._is_held(given) and self._is_read_once(given))
+            return bias if ours and site.beta == 1 else Bias.DYNAMIC
+        if bias is Bias.BUILT_IN and self._takes_bias(site):
+            return bias
+        return Bias.NOWHERE if bias in (Bias.BUILT_IN, Bias.OPERATOR) else bias
+
+    def weight_is_ours(self, site: LinearSite | NormSite) -> bool:
+        """Whether the weight of an operator can be written."""
+        if isinstance(site, NormSite):
+            return self._is_own(site.call, "weight", site.call["weight"])
+        root = root_of(self.facts, site.weight, site.layout)
+        if root is None:
+            return site.weight_argument in reparametrised(self.at(site.call))
+        return self.holds(self.facts.constants.name(root.argument))
+
+    def code_of(self, site: StepSite) -> str:
+        """The code that a step is written in, if it can't vanish from there."""
+        for path in reversed(self.facts.place(site.call).paths):
+            removal = self.removals.get(path)
+            if removal is not None and site.call.node in removal.steps:
+                return ""
+        path = self.facts.place(site.call).path or self.facts.prefix
+        return path or type(self.root).__name__
+
+    def hooked(self, path: str) -> bool:
+        """Whether somebody sees what goes into the module at ``path`` and what comes out."""
+        return path in self._modules and bool(foreign_hooks(self._modules[path]))
+
+    def other_readers(self, key: str) -> tuple[str, ...]:
+        """Who else reads the storage ``key`` in code that was not captured."""
+        return tuple(self._others.get(key, ()))
+
+    # ---- modules that vanish as a whole or not at all ----
+
+    def partial(self, described: Described, plan: Plan) -> dict[int, Kept]:
+        """Steps that have to stay because others that are done by the same module do."""
+        gone = {fold.step for fold in plan.folds}
+        steps = _steps_by_node(described)
+        refused: dict[int, Kept] = {}
+        for removal in self.removals.values():
+            indices = [steps[node] for node in removal.steps if node in steps]
+            stay = [index for index in indices if index not in gone]
+            if stay and len(stay) < len(indices):
+                name = described.graph.operators[stay[0]].name
+                refused |= {
+                    index: Kept(index, Reason.SEVERAL_CALLS, (name,))
+                    for index in indices if index in gone
+                }  # fmt: skip
+        return refused
+
+    # ---- looking ----
+
+    def _is_own(self, call: Call, attribute: str, given: Any) -> bool:
+        """Whether ``given`` is an attribute of the module whose code ``call`` is."""
+        name, module = self.facts.constants.name(given), self.at(call)
+        if name is None or not self.holds(name):
+            return False
+        owner, _, held = name.rpartition(".")
+        return self._modules[owner] is module and held == attribute
+
+    def _is_held(self, given: Any) -> bool:
+        return self.holds(self.facts.constants.name(given))
+
+    def _is_read_once(self, given: Any) -> bool:
+        key = storage(self.facts.constants.stored(given))
+        nodes = [call for call in self.facts.walk.calls if _reads(self.facts, call, key)]
+        return len(nodes) == 1 and not self.other_readers(key)
+
+    def _takes_bias(self, site: LinearSite) -> bool:
+        """Whether the code of an operator would read a bias if its module had one."""
+        module = self.at(site.call)
+        if not isinstance(module, _LINEAR) or "bias" not in module._parameters:
+            return False
+        if module.bias is not None or "forward" in vars(module):
+            return False
+        root = root_of(self.facts, site.weight, site.layout)
+        own = root is None or self._is_own(site.call, "weight", root.argument)
+        return own and _reads_bias(type(module))
+
+    def _find_other_readers(self) -> None:
+        """Owners of tensors in code that was not captured."""
+        read = {place for call in self.facts.walk.calls for place in self.facts.place(call).paths}
+        read.add(self.facts.prefix)
+        for path, module in self.root.named_modules():
+            if read.isdisjoint(self._paths[id(module)]):
+                for name, tensor in _own_tensors(module):
+                    self._others[storage(tensor)].append(f"{path}.{name}".lstrip("."))
+        for name in self.outside:
+            path, _, attribute = name.rpartition(".")
+            other = getattr(self._modules.get(path), attribute, None)
+            if isinstance(other, Tensor):
+                self._others[storage(other)].append(name)
+
+
+def _own_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    both = {**module._parameters, **module._buffers}
+    return [(name, tensor) for name, tensor in both.items() if tensor is not None]
+
+
+def _reads(facts: Facts, call: Call, key: str) -> bool:
+    if facts.constants.is_constant(call.node):
+        return False
+    roots = {root for value in call.arguments.values() for root in facts.constants.roots(value)}
+    return any(storage(facts.constants.of_name(root)) == key for root in roots)
+
+
+def _constant_of(facts: Facts, add: Call) -> Any:
+    return next(v for v in (add["other"], add["input"]) if facts.constants.is_constant(v))
+
+
+def _reads_bias(kind: type[nn.Module]) -> bool:
+    """Whether the forward of a class reads ``self.bias``, itself or by torch's own code."""
+    forward = inspect.unwrap(kind.forward)
+    names = getattr(getattr(forward, "__code__", None), "co_names", ())
+    return "bias" in names
+
+
+def _steps_by_node(described: Described) -> Mapping[fx.Node, int]:
+    return {
+        site.call.node: index
+        for index, site in enumerate(described.sites)
+        if isinstance(site, StepSite) and isinstance(described.graph.operators[index], Affine)
+    }
+
+
+# ---- which modules can vanish ----
+
+
+def _removals(tree: ModuleTree) -> dict[str, Removal]:
+    """The modules that can vanish, by path: all of their calls have to be of one kind."""
+    sites: dict[str, dict[str, list[Call]]] = defaultdict(lambda: defaultdict(list))
+    for call in tree.facts.walk.calls:
+        place = tree.facts.place(call)
+        for path, site in zip(place.paths, place.sites, strict=False):
+            sites[path][site].append(call)
+    found: list[Removal] = []
+    for path, calls in sites.items():
+        if tree.has(path) and _may_go(tree, path):
+            each = [_Inside(tree, path, site, inner).removal() for site, inner in calls.items()]
+            whole = [removal for removal in each if removal is not None]
+            if len(whole) == len(each) and len({removal.left for removal in whole}) == 1:
+                steps = frozenset[fx.Node]().union(*(removal.steps for removal in whole))
+                found.append(Removal(path, steps, whole[0].left))
+    # The innermost module that can go goes; those around it stay.
+    deepest = sorted(found, key=lambda removal: removal.path.count("."))
+    of_step = {node: removal.path for removal in deepest for node in removal.steps}
+    used = set(of_step.values())
+    return {removal.path: removal for removal in found if removal.path in used}
+
+
+def _may_go(tree: ModuleTree, path: str) -> bool:
+    """Whether another module could be called in the place of the one at ``path``."""
+    module, prefix = tree.module(path), tree.facts.prefix
+    if prefix and not all(_is_inside(other, prefix) for other in tree.paths(module)):
+        return False  # code that was not captured may call it, too
+    if foreign_hooks(module) or "forward" in vars(module) or module is tree.root:
+        return False
+    return tree.is_simple(path)
+
+
+def _is_inside(path: str, prefix: str) -> bool:
+    return path == prefix or path.startswith(f"{prefix}.")
+
+
+_NO_TENSOR = frozenset({"getattr", "dim", "size", "_assert", "_assert_tensor_metadata"})
+
+
+@dataclass(frozen=True, slots=True)
+class _Inside:
+    """All that one call of a module does."""
+
+    tree: ModuleTree
+    path: str
+    site: str
+    calls: list[Call]
+
+    def removal(self) -> Removal | None:
+        """The steps that the module begins with, if nothing but modules of its own follows."""
+        is_constant = self.tree.facts.constants.is_constant
+        rest = [c for c in self.calls if not is_constant(c.node) and self._makes_tensor(c)]
+        steps: list[Call] = []
+        value: fx.Node | None = None
+        while rest and self._is_step(rest[0], value):
+            steps.append(rest.pop(0))
+            value = _output(steps[-1])
+            rest = [call for call in rest if call.node is not value]
+        if value is None:
+            return None
+        left = self._chain(rest, value)
+        if left is None or not self._ends_in(rest[-1].node if rest else value):
+            return None
+        return Removal(self.path, frozenset(call.node for call in steps), left)
+
+    def _makes_tensor(self, call: Call) -> bool:
+        made = call.node.meta.get("val")
+        return (
+            call.op not in _NO_TENSOR if made is None else isinstance(made, Tensor | list | tuple)
+        )
+
+    def _is_step(self, call: Call, value: fx.Node | None) -> bool:
+        """Whether ``call`` is a step on the one before it, or on what the module is given."""
+        found = find_step(self.tree.facts, call)
+        if found is None:
+            return False
+        inner = {c.node for c in self.calls}
+        data = found.site.data
+        return data not in inner if value is None else data is value
+
+    def _chain(self, rest: list[Call], value: fx.Node) -> tuple[str, ...] | None:
+        """The paths of the modules that follow, each called with the output of the last one."""
+        left: list[str] = []
+        current = ""
+        inner: set[fx.Node] = set()
+        for call in rest:
+            path, site = self._child(self.tree.facts.place(call))
+            if not path or not self.tree.is_simple(path):
+                return None
+            if site != current:
+                left.append(path)
+                current, given, inner = site, value, set()
+            read = [n for n in call.nodes if not self.tree.facts.constants.is_constant(n)]
+            if any(n is not given and n not in inner for n in read):
+                return None
+            value = call.node
+            inner.add(value)
+        return tuple(left)
+
+    def _child(self, place: Place) -> tuple[str, str]:
+        """The module right inside of this one that an operation is done in, and its call."""
+        at = place.sites.index(self.site) + 1 if self.site in place.sites else len(place.sites)
+        return (place.paths[at], place.sites[at]) if at < len(place.sites) else ("", "")
+
+    def _ends_in(self, last: fx.Node) -> bool:
+        """Whether nobody outside reads anything but the last node."""
+        inner = {call.node for call in self.calls}
+        outputs = set(self.tree.facts.walk.outputs)
+        return all(
+            node is last or (node not in outputs and inner.issuperset(node.users))
+            for node in inner if not self.tree.facts.constants.is_constant(node)
+            and node not in self._aside()
+        )  # fmt: skip
+
+    def _aside(self) -> set[fx.Node]:
+        return {call.node for call in self.calls if not self._makes_tensor(call)}
+
+
+def _output(call: Call) -> fx.Node:
+    """The node of the one output of an operation that anybody takes."""
+    taken = parts(call)
+    return call.node if taken is None or len(taken) != 1 else next(iter(taken.values()))
