@@ -283,7 +283,7 @@ def _options(level: str, trust_initializers: bool, unshare: bool | int) -> Optio
 
 
 def _is_torch(model: object) -> bool:
-    """Whether ``model`` is one of torch's kinds; torch is not loaded for it: a model has done so."""
+    """Whether ``model`` is one of torch's kinds; who has one has loaded torch."""
     if "torch" not in sys.modules:
         return False
     from bnfold.torch_api import KINDS

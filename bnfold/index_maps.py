@@ -10,6 +10,7 @@ known on both sides of it.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -104,6 +105,9 @@ def _alike(one: Dim, other: Dim) -> bool:
 # ---- Reshape ----
 
 
+_FACTOR = re.compile(r"[0-9]+|[A-Za-z_][\w.@]*")
+
+
 @dataclass(slots=True)
 class _Size:
     """A product of numbers and symbols; ``known`` is False once an unknown size is in it."""
@@ -118,7 +122,17 @@ class _Size:
         elif dim is None:
             self.known = False
         else:
-            self.symbols[dim] += 1
+            self._times_factors(dim.split("*"))
+
+    def _times_factors(self, factors: list[str]) -> None:
+        """A product of numbers and names, factor by factor; any other expression as a whole."""
+        if not all(_FACTOR.fullmatch(factor) for factor in factors):
+            factors = ["*".join(factors)]
+        for factor in factors:
+            if factor.isdigit():
+                self.number *= int(factor)
+            else:
+                self.symbols[factor] += 1
 
     def equals(self, other: _Size) -> bool:
         known = self.known and other.known

@@ -78,7 +78,7 @@ def as_call(node: fx.Node, resolve: Resolve) -> Call:
         return _leaf(node, args, kwargs)
     named = _named(node, list(args), dict(kwargs))
     if named is None:
-        return Call(_spelling(node), {str(k): v for k, v in enumerate(args)} | dict(kwargs), node)
+        return Call(_unknown(node), dict(_by_position(args, kwargs)), node)
     op, arguments, mutates = named
     if op in _IN_PLACE_FLAG and arguments.pop("inplace", False):
         mutates = "input"
@@ -97,8 +97,9 @@ def _nodes_in(value: Any) -> list[fx.Node]:
     return []
 
 
-def _spelling(node: fx.Node) -> str:
-    return getattr(node.target, "__name__", str(node.target)).rsplit(".", 1)[-1]
+def _unknown(node: fx.Node) -> str:
+    """The name of what is not recognised, such as no operation of ATen has."""
+    return "?" + getattr(node.target, "__name__", str(node.target)).rsplit(".", 1)[-1]
 
 
 _Named = tuple[str, dict[str, Any], str]
@@ -111,10 +112,20 @@ def _named(node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> _Named | N
             return None
         return _by_schema(target, args, kwargs)
     if node.op == "call_method":
+        if target == "where":  # the condition is ATen's first argument, and the method's second
+            args[:2] = reversed(args[:2])
+        if target in _METHODS and len(args) == 1 and not kwargs:
+            return str(target), {"input": args[0]}, ""
         return _by_name(str(target), args, kwargs)
     if target in _OPERATORS:
         op = _OPERATORS[target]
+        if len(args) == 2 and isinstance(args[0], int | float):
+            return op, {"input": args[0], "other": args[1]}, ""
         return _by_name(op, args, kwargs)
+    if target is getattr:
+        return "getattr", {"0": args[0], "1": args[1]}, ""
+    if target is torch._assert:
+        return "_assert", {"0": args[0]}, ""
     if target is operator.getitem:
         return "getitem", {"input": args[0], "index": args[1]}, ""
     if target in _POSITIONS:
@@ -140,6 +151,8 @@ _OPERATORS: Mapping[Any, str] = {
     operator.mul: "mul", operator.imul: "mul_", operator.truediv: "div", operator.itruediv: "div_",
     operator.neg: "neg", operator.matmul: "matmul", operator.pow: "pow", operator.abs: "abs",
 }  # fmt: skip
+
+_METHODS = frozenset({"float", "double", "half", "bfloat16"})  # which ATen knows as `to`
 
 _IN_PLACE_FLAG = frozenset({
     "relu", "relu6", "leaky_relu", "hardtanh", "silu", "hardswish", "hardsigmoid", "elu", "selu",
@@ -195,6 +208,8 @@ _KEYWORDS = {"input": "self", "axis": "dim"}
 def _by_name(name: str, args: list[Any], kwargs: dict[str, Any]) -> _Named | None:
     """By the first overload of ATen that takes these arguments."""
     kwargs = {_KEYWORDS.get(key, key): value for key, value in kwargs.items()}
+    if name == "einsum" and len(args) > 1 and not isinstance(args[1], list | tuple):
+        args = [args[0], args[1:]]
     if name in _LISTED and len(args) > 1 and _is_number(args[-1]):
         first = 2 if name == "unflatten" else 1
         args = [*args[:first], list(args[first:])]
@@ -214,7 +229,8 @@ def _overloads(name: str) -> tuple[torch._ops.OpOverload, ...]:
     if not isinstance(packet, torch._ops.OpOverloadPacket):
         return ()
     found = [getattr(packet, overload) for overload in packet.overloads()]  # type: ignore[no-untyped-call]
-    return tuple(o for o in found if not any(a.is_out for a in o._schema.arguments))
+    tensors = [o for o in found if any("Tensor" in str(a.type) for a in o._schema.arguments)]
+    return tuple(o for o in tensors if not any(a.is_out for a in o._schema.arguments))
 
 
 def _takes(overload: torch._ops.OpOverload, args: list[Any], kwargs: dict[str, Any]) -> bool:
@@ -230,12 +246,14 @@ def _takes(overload: torch._ops.OpOverload, args: list[Any], kwargs: dict[str, A
     missing = any(not p.has_default_value() and p.name not in given for p in parameters)
     if missing or not given.keys() <= names:
         return False
-    return all(_fits(str(p.type), given[p.name]) for p in parameters if p.name in given)
+    return all(_fits(str(p.real_type), given[p.name]) for p in parameters if p.name in given)
 
 
 _PLAIN: Mapping[str, tuple[type, ...]] = {
     "int": (int, fx.Node), "float": (int, float, fx.Node), "bool": (bool, fx.Node),
-    "number": (int, float, bool, fx.Node), "str": (str,),
+    "number": (int, float, bool, fx.Node), "str": (str,), "ScalarType": (torch.dtype, fx.Node),
+    "Device": (torch.device, str, fx.Node), "MemoryFormat": (torch.memory_format,),
+    "Layout": (torch.layout,),
 }  # fmt: skip
 
 
@@ -284,7 +302,9 @@ def _leaf(node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call
     module = root.get_submodule(str(node.target))
     stated = leaf_arguments(module)
     if stated is None or len(args) + len(kwargs) != len(stated.reads):
-        return Call(type(module).__name__, dict(_by_position(args, kwargs)), node, "", module)
+        ours = type(module).__module__.startswith("torch.nn.")
+        unknown = type(module).__name__ if ours else f"?{type(module).__name__}"
+        return Call(unknown, dict(_by_position(args, kwargs)), node, "", module)
     arguments = dict(zip(stated.reads, args, strict=False)) | dict(kwargs) | {
         name: Held(f"{node.target}.{attribute}") if getattr(module, attribute) is not None else None
         for name, attribute in stated.held.items()

@@ -28,7 +28,7 @@ _CHANCE = frozenset({
     "empty_like", "cond", "while_loop",
 })  # fmt: skip
 _CASTS = frozenset({"to", "_to_copy", "type_as", "float", "double", "half", "bfloat16"})
-_SIZES = frozenset({"size", "sym_size", "sym_numel", "numel", "dim", "getattr"})
+_SIZES = frozenset({"size", "sym_size", "sym_numel", "numel", "dim", "getattr"})  # of whatever
 
 # Another arrangement of the same tensor: what is written to the one is written to the other.
 MOVES = frozenset({
@@ -69,7 +69,7 @@ class Constants:
     def is_constant(self, argument: Any) -> bool:
         """Whether an argument is a tensor, or a number, that is known before the graph runs."""
         if isinstance(argument, Held):
-            return argument.name not in self.changed
+            return argument.name in self._tensors and argument.name not in self.changed
         if isinstance(argument, fx.Node):
             if argument in self._held:
                 return self._held[argument] not in self.changed
@@ -83,7 +83,7 @@ class Constants:
     def name(self, argument: Any) -> str | None:
         """The name under which the graph holds ``argument``, if it does."""
         if isinstance(argument, Held):
-            return argument.name
+            return argument.name if argument.name in self._tensors else None
         return self._held.get(argument) if isinstance(argument, fx.Node) else None
 
     def stored(self, argument: Any) -> Tensor:

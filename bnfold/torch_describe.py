@@ -95,14 +95,6 @@ def describe(facts: Facts, tree: Tree | None = None) -> Described:
     return _Describer(facts, tree).run()
 
 
-# These read no numbers, or make no tensor.
-_ASIDE = frozenset({
-    "_assert", "_assert_async", "_assert_scalar", "_assert_tensor_metadata", "dim", "getattr",
-    "numel", "size", "storage_offset", "stride", "sym_constrain_range",
-    "sym_constrain_range_for_size", "sym_numel", "sym_size", "sym_stride",
-})  # fmt: skip
-
-
 class _Describer:
     def __init__(self, facts: Facts, tree: Tree | None) -> None:
         self.facts, self.tree = facts, tree
@@ -111,7 +103,6 @@ class _Describer:
         self.operators: list[Operator] = []
         self.sites: list[Site] = []
         self.absorbed: set[fx.Node] = set()
-        self.aside: set[fx.Node] = set()
         self.taken_apart: set[fx.Node] = set()
         self.stored: dict[str, list[str]] = {}
         self.computed: dict[fx.Node, list[str]] = {}
@@ -153,15 +144,7 @@ class _Describer:
         node = call.node
         if node in self.taken_apart or self.facts.constants.is_constant(node):
             return True
-        read = [n for n in call.nodes if not self.facts.constants.is_constant(n)]
-        sizes = call.op in _ASIDE or (bool(read) and self.aside.issuperset(read))
-        made = node.meta.get("val")
-        if sizes or not (
-            made is None or isinstance(made, list | tuple) or self.facts.is_tensor(node)
-        ):
-            self.aside.add(node)
-            return True
-        return False
+        return self.facts.is_aside(call)
 
     def _recognise(self, call: Call) -> None:
         found = parts(call)
@@ -227,7 +210,7 @@ class _Describer:
         read = [n for n in call.nodes if self.facts.is_tensor(n) and not is_constant(n)]
         operator = Opaque(
             name=self.facts.label(call), op_type=self.facts.kind(call),
-            inputs=tuple(self._number(n) for n in read if n not in self.aside),
+            inputs=tuple(self._number(n) for n in read),
             outputs=tuple(self._number(n) for n in results.values()),
         )  # fmt: skip
         self._add(operator, None)

@@ -30,6 +30,22 @@ _MAIN = (
 )  # fmt: skip
 
 
+# These read no numbers, or make no tensor.
+_ASIDE = frozenset({
+    "_assert", "_assert_async", "_assert_scalar", "_assert_tensor_metadata", "dim",
+    "is_floating_point", "ndimension", "nelement", "numel", "size", "storage_offset", "stride",
+    "sym_constrain_range", "sym_constrain_range_for_size", "sym_numel", "sym_size", "sym_stride",
+})  # fmt: skip
+_SIZES_OF_TENSORS = frozenset({
+    "device", "dtype", "is_cuda", "itemsize", "layout", "nbytes", "ndim", "requires_grad", "shape",
+})  # fmt: skip
+_MADE_OF_SIZES = frozenset({
+    "arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "scalar_tensor",
+    "tensor", "zeros",
+})  # fmt: skip
+_FOR_OTHERS = frozenset({"cond"})  # whatever they give, they read what they are given
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where in the user's module tree an operation was written.
@@ -67,9 +83,13 @@ class Facts:
     _labels: dict[fx.Node, str] = field(default_factory=dict)
     _places: dict[fx.Node, Place] = field(default_factory=dict)
     _calls: dict[fx.Node, Call] = field(default_factory=dict)
+    _aside: set[fx.Node] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._calls.update({call.node: call for call in self.walk.calls})
+        for call in self.walk.calls:
+            if self._reads_no_numbers(call):
+                self._aside.add(call.node)
         self._places.update({call.node: _place(call.node) for call in self.walk.calls})
         self._labels.update(_labels(self.walk.calls, self._places, self.prefix))
 
@@ -85,7 +105,7 @@ class Facts:
         """What reports call its kind: the module's class, or the operation."""
         place = self._places[call.node]
         own = self._labels[call.node] == place.site
-        return place.kind if own and place.kind else call.op
+        return place.kind if own and place.kind else call.op.removeprefix("?")
 
     def place(self, call: Call) -> Place:
         """Where in the user's module tree the operation was written."""
@@ -126,7 +146,21 @@ class Facts:
         """Whether ``node`` is a tensor, as far as is known."""
         if "val" in node.meta:
             return isinstance(node.meta["val"], Tensor)
-        return True
+        return node not in self._aside
+
+    def is_aside(self, call: Call) -> bool:
+        """Whether an operation makes no tensor: sizes, what is computed from them, assertions."""
+        return call.node in self._aside
+
+    def _reads_no_numbers(self, call: Call) -> bool:
+        made = call.node.meta.get("val")
+        if isinstance(made, Tensor | list | tuple):
+            return False
+        if call.op in _ASIDE or (call.op == "getattr" and call["1"] in _SIZES_OF_TENSORS):
+            return True
+        read = [node for node in call.nodes if not self.constants.is_constant(node)]
+        sizes = bool(read) and self._aside.issuperset(read) and call.op not in _MADE_OF_SIZES
+        return sizes or ("val" in call.node.meta and call.op not in _FOR_OTHERS)
 
 
 def fake(node: Any) -> Tensor | None:

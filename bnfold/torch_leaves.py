@@ -36,7 +36,10 @@ class Leaf:
 
 _WEIGHT_AND_BIAS = {"weight": "weight", "bias": "bias"}
 _NORM = {**_WEIGHT_AND_BIAS, "running_mean": "running_mean", "running_var": "running_var"}
-_PARTS_OF_FORWARD = ("forward", "_conv_forward", "_check_input_dim", "_output_padding")
+_PARTS_OF_FORWARD = (
+    "forward", "_conv_forward", "_check_input_dim", "_output_padding", "_apply_instance_norm",
+    "_handle_no_batch_input", "_get_no_batch_dim",
+)  # fmt: skip
 
 
 def leaf_arguments(module: nn.Module) -> Leaf | None:
@@ -57,7 +60,7 @@ def is_unmodified(module: nn.Module, cls: type[nn.Module]) -> bool:
             return False
         if getattr(type(module), name, None) is not getattr(cls, name, None):
             return False
-    return "__call__" not in vars(type(module)) or type(module) is cls
+    return type(module).__call__ is cls.__call__
 
 
 # ---- linear operators ----

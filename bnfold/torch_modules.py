@@ -7,7 +7,6 @@ steps that vanished are Identity, or the activation that they ended with.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -23,7 +22,7 @@ from bnfold.torch_describe import describe
 from bnfold.torch_facts import Facts
 from bnfold.torch_model import Folded, Inputs, facts_of, fold_graph, plan_graph
 from bnfold.torch_observe import Observed, observing
-from bnfold.torch_reparam import materialise
+from bnfold.torch_reparam import copied, materialise
 from bnfold.torch_tree import ModuleTree
 
 
@@ -238,16 +237,6 @@ def _planned(facts: Facts, tree: ModuleTree, options: Options) -> Folded:
         if not more:
             return done
         refused.update(more)
-
-
-def copied(module: nn.Module) -> nn.Module:
-    """A deep copy, also where an attribute is a tensor that was computed from parameters."""
-    memo: dict[int, Any] = {}
-    for inner in module.modules():
-        for value in vars(inner).values():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()
-    return copy.deepcopy(module, memo)
 
 
 # ---- reports ----

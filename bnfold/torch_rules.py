@@ -147,7 +147,9 @@ class Asked(Stating):
         return [self.number(v) if self._is_activation(v) else None for v in self.sources]
 
     def _is_activation(self, value: Any) -> bool:
-        return isinstance(value, fx.Node) and not self.facts.constants.is_constant(value)
+        if not isinstance(value, fx.Node) or self.facts.constants.is_constant(value):
+            return False
+        return self.facts.is_tensor(value)
 
     def route(self, way: Way) -> Route:
         """``way`` between numbered values."""

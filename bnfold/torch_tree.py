@@ -268,9 +268,6 @@ def _is_inside(path: str, prefix: str) -> bool:
     return path == prefix or path.startswith(f"{prefix}.")
 
 
-_NO_TENSOR = frozenset({"getattr", "dim", "size", "_assert", "_assert_tensor_metadata"})
-
-
 @dataclass(frozen=True, slots=True)
 class _Inside:
     """All that one call of a module does."""
@@ -283,7 +280,9 @@ class _Inside:
     def removal(self) -> Removal | None:
         """The steps that the module begins with, if nothing but modules of its own follows."""
         is_constant = self.tree.facts.constants.is_constant
-        rest = [c for c in self.calls if not is_constant(c.node) and self._makes_tensor(c)]
+        rest = [
+            c for c in self.calls if not is_constant(c.node) and not self.tree.facts.is_aside(c)
+        ]
         steps: list[Call] = []
         value: fx.Node | None = None
         while rest and self._is_step(rest[0], value):
@@ -296,12 +295,6 @@ class _Inside:
         if left is None or not self._ends_in(rest[-1].node if rest else value):
             return None
         return Removal(self.path, frozenset(call.node for call in steps), left)
-
-    def _makes_tensor(self, call: Call) -> bool:
-        made = call.node.meta.get("val")
-        return (
-            call.op not in _NO_TENSOR if made is None else isinstance(made, Tensor | list | tuple)
-        )
 
     def _is_step(self, call: Call, value: fx.Node | None) -> bool:
         """Whether ``call`` is a step on the one before it, or on what the module is given."""
@@ -347,7 +340,7 @@ class _Inside:
         )  # fmt: skip
 
     def _aside(self) -> set[fx.Node]:
-        return {call.node for call in self.calls if not self._makes_tensor(call)}
+        return {call.node for call in self.calls if self.tree.facts.is_aside(call)}
 
 
 def _output(call: Call) -> fx.Node:

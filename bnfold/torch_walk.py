@@ -139,13 +139,19 @@ _SEVERAL = frozenset({
 })  # fmt: skip
 
 
+_WITH_PLACES = frozenset({"max", "min", "median", "nanmedian", "mode", "cummax", "cummin",
+                          "kthvalue"})  # fmt: skip
+
+
 def parts(call: Call) -> dict[int, fx.Node] | None:
     """The nodes that take one of several outputs of ``call``, by position.
 
     None when it gives a single tensor, or when somebody takes all of its outputs at once.
     """
     value = call.node.meta.get("val")
-    several = isinstance(value, list | tuple) if value is not None else call.op in _SEVERAL
+    with_places = call.op in _WITH_PLACES and isinstance(call["dim"], int)
+    known = call.op in _SEVERAL or with_places
+    several = isinstance(value, list | tuple) if value is not None else known
     if not several:
         return None
     found: dict[int, fx.Node] = {}

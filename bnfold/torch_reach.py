@@ -1,0 +1,137 @@
+"""Which modules the code of another one takes apart, read off its bytecode.
+
+A module that is only ever called can be captured by itself: what it takes and gives is what it
+always was. One whose layers somebody calls one by one, or hands to other code, can not: what is
+between its layers is then seen from outside. A name that code takes from something that is not
+known here counts for every module that has an attribute of this name.
+"""
+
+from __future__ import annotations
+
+import dis
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import CodeType, FunctionType
+from typing import Any
+
+from torch import nn
+
+_IGNORED = ("CACHE", "EXTENDED_ARG", "RESUME", "PRECALL")
+_ATTRIBUTE = ("LOAD_ATTR", "LOAD_METHOD")
+_SELF = ("LOAD_FAST", "LOAD_DEREF", "LOAD_FAST_BORROW")
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """What code takes apart: modules that it knows, and names that it takes from anything."""
+
+    modules: frozenset[int] = frozenset()
+    names: frozenset[str] = frozenset()
+
+    def __or__(self, other: Reach) -> Reach:
+        return Reach(self.modules | other.modules, self.names | other.names)
+
+    def into(self, module: nn.Module) -> bool:
+        """Whether it takes apart ``module``, or a module inside."""
+        return any(
+            id(part) in self.modules or not self.names.isdisjoint(_own_names(part))
+            for part in module.modules()
+            if not _is_torch(part)
+            or isinstance(part, nn.Sequential | nn.ModuleList | nn.ModuleDict)
+        )
+
+
+def reach_of(module: nn.Module) -> Reach:
+    """What the forward of ``module`` takes apart, and the methods that it calls."""
+    if _is_torch(module):
+        return Reach()
+    search = _Search(module)
+    search.read("forward")
+    return Reach(frozenset(search.modules), frozenset(search.names))
+
+
+@dataclass(slots=True)
+class _Search:
+    """One walk through the methods of a module."""
+
+    module: nn.Module
+    modules: set[int] = field(default_factory=set)
+    names: set[str] = field(default_factory=set)
+    _read: set[str] = field(default_factory=set)
+
+    def read(self, method: str) -> None:
+        """A method of the module, once."""
+        function = getattr(type(self.module), method, None)
+        function = getattr(function, "__wrapped__", function)
+        if method not in self._read and isinstance(function, FunctionType):
+            self._read.add(method)
+            for code in _codes(function.__code__):
+                self._read_code(code)
+
+    def _read_code(self, code: CodeType) -> None:
+        steps = [step for step in dis.get_instructions(code) if step.opname not in _IGNORED]
+        known: Any = None
+        for step, after in zip(steps, [*steps[1:], None], strict=True):
+            if step.opname in _SELF and step.argval == "self":
+                known = self.module
+            elif step.opname in _ATTRIBUTE:
+                known = self._take(known, step, after)
+            else:
+                known = None
+
+    def _take(self, known: Any, step: dis.Instruction, after: dis.Instruction | None) -> Any:
+        name = step.argval
+        if not isinstance(known, nn.Module):
+            self.names.add(name)
+            return None
+        if known is self.module:
+            self.read(name)
+        elif name in _own_names(known):
+            self.modules.add(id(known))
+        found = known._modules.get(name)
+        if found is not None and not _is_call(step) and not _is_looked_at(after):
+            self.modules.add(id(found))
+        return found
+
+
+def _is_call(step: dis.Instruction) -> bool:
+    """Whether an attribute is taken in order to be called, and for nothing else."""
+    # From Python 3.12 on the one instruction does both, and says which in its lowest bit.
+    as_method = step.opname == "LOAD_ATTR" and "NULL|" in step.argrepr
+    return step.opname == "LOAD_METHOD" or as_method
+
+
+def _is_looked_at(after: dis.Instruction | None) -> bool:
+    """Whether all that happens to it is another attribute, or a question whether it is there."""
+    if after is None:
+        return False
+    tested = "JUMP" in after.opname or after.opname == "TO_BOOL"
+    nothing = after.opname == "LOAD_CONST" and after.argval is None
+    return after.opname in _ATTRIBUTE or tested or nothing
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes(constant)
+
+
+def _own_names(module: nn.Module) -> set[str]:
+    """What can be taken from a module that shows what is inside: parts, tensors, methods."""
+    groups: tuple[Mapping[str, Any], ...] = (
+        module._modules,
+        module._parameters,
+        module._buffers,
+        *(vars(kind) for kind in type(module).__mro__ if not _is_of_torch(kind)),
+    )
+    names = {name for group in groups for name in group if not name.startswith("__")}
+    return names - {"forward"}
+
+
+def _is_torch(module: nn.Module) -> bool:
+    return _is_of_torch(type(module))
+
+
+def _is_of_torch(kind: type) -> bool:
+    return kind is object or kind.__module__.startswith("torch.")
