@@ -59,22 +59,20 @@ def commit(described: Described, plan: Plan, editor: Editor) -> None:
     vanished = [_ends(described, fold.step) for fold in plan.folds]
     for edit in edits:
         edit()
-    moved: dict[fx.Node, fx.Node] = {}
-    for value, data in vanished:
-        while data in moved:
-            data = moved[data]
-        editor.bypass(value, data)
-        moved[value] = data
+    for value, node, position in vanished:
+        # What the step reads by now: an Add may have been made before it.
+        editor.bypass(value, node.all_input_nodes[position])
     editor.sweep()
 
 
-def _ends(described: Described, step: int) -> tuple[fx.Node, fx.Node]:
-    """The node of a step's output, and the one that it reads as its activation."""
+def _ends(described: Described, step: int) -> tuple[fx.Node, fx.Node, int]:
+    """The node of a step's output, its own, and which of those that this reads is its data."""
     site = described.sites[step]
     assert isinstance(site, StepSite)
     resolve = described.facts.walk.resolve
-    data = next(n for n in site.call.node.all_input_nodes if resolve(n) is site.data)
-    return described.values[described.graph.operators[step].outputs[0]], data
+    node = site.call.node
+    position = next(k for k, n in enumerate(node.all_input_nodes) if resolve(n) is site.data)
+    return described.values[described.graph.operators[step].outputs[0]], node, position
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,9 +276,22 @@ class _Commit:
         new = [conflict for conflict in found if conflict.call.node not in before]
         for conflict in new:
             if not self.writer.can_be_functional(conflict.call):
+                # The step is what makes two names of one tensor, be it in place itself or not.
                 raise FoldRefusedError(self._to_blame(conflict), Reason.IN_PLACE,
                                        self.described.facts.label(conflict.call))  # fmt: skip
-        return [self.writer.functional(conflict.call) for conflict in new]
+        vanished = [self._step_call(fold.step) for fold in self.plan.folds]
+        gone_in_place = [call for call in vanished if call.mutates and self._edits_nodes]
+        calls = [*(conflict.call for conflict in new), *gone_in_place]
+        return [self.writer.functional(call) for call in calls]
+
+    @property
+    def _edits_nodes(self) -> bool:
+        return self.writer.edits_nodes
+
+    def _step_call(self, step: int) -> Call:
+        site = self.described.sites[step]
+        assert isinstance(site, StepSite)
+        return site.call
 
     def _to_blame(self, conflict: Conflict) -> int:
         """A step that vanished, so that the tensor has two names."""

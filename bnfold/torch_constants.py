@@ -129,6 +129,13 @@ class Constants:
             return ()
         return tuple(dict.fromkeys(r for node in call.nodes for r in self.roots(node)))
 
+    def is_cast_on_the_way(self, node: fx.Node) -> bool:
+        """Whether a cast is among the operations that compute ``node``."""
+        call = self.computed(node)
+        if call is None:
+            return False
+        return call.op in _CASTS or any(self.is_cast_on_the_way(n) for n in call.nodes)
+
     # ---- what is computed ----
 
     def _is_computed(self, call: Call) -> bool:

@@ -70,15 +70,16 @@ class Tree(Protocol):
 class Described:
     """The channel graph and where it was found: operator by operator, value by value.
 
-    ``readers`` are the operations that read a storage, ``changed`` those that change in place
-    what others still read.
+    ``readers`` are the operations that read a storage and ``outside`` who else does, ``changed``
+    the operations that change in place what others still read.
     """
 
     graph: ChannelGraph
     sites: tuple[Site, ...]
     values: tuple[fx.Node, ...]
     facts: Facts
-    readers: Mapping[str, list[str]]
+    readers: Mapping[str, list[Call]]
+    outside: Mapping[str, list[str]]
     changed: list[Conflict]
 
 
@@ -104,8 +105,9 @@ class _Describer:
         self.sites: list[Site] = []
         self.absorbed: set[fx.Node] = set()
         self.taken_apart: set[fx.Node] = set()
-        self.stored: dict[str, list[str]] = {}
-        self.computed: dict[fx.Node, list[str]] = {}
+        self.stored: dict[str, list[Call]] = {}
+        self.computed: dict[fx.Node, list[Call]] = {}
+        self.given_out: dict[str, list[str]] = {}
         walk = facts.walk
         self.changed = conflicts(walk.calls, (*walk.inputs, *walk.held), walk.outputs)
         self.opaque = {conflict.call.node for conflict in self.changed}
@@ -117,8 +119,9 @@ class _Describer:
                 self._recognise(call)
         graph = ChannelGraph(tuple(self.values), tuple(self.operators), dict(self._anchors()))
         return Described(
-            graph, tuple(self.sites), tuple(self.numbers), self.facts, self.stored, self.changed
-        )
+            graph, tuple(self.sites), tuple(self.numbers), self.facts, self.stored,
+            self._outside(), self.changed,
+        )  # fmt: skip
 
     # ---- values ----
 
@@ -218,28 +221,38 @@ class _Describer:
     # ---- who reads constants ----
 
     def _who_reads(self) -> None:
-        for call in self.facts.walk.calls:
-            if not self.facts.constants.is_constant(call.node):
-                self._reads(self.facts.label(call), _tensors_in(tuple(call.arguments.values())))
-        for node in self.facts.walk.outputs:
-            if self.facts.constants.is_constant(node):
-                self._reads(f"output '{node.name}'", [node])
-
-    def _reads(self, label: str, arguments: Iterable[Any]) -> None:
         constants = self.facts.constants
-        for argument in arguments:
-            if isinstance(argument, fx.Node) and constants.computed(argument) is not None:
-                self.computed.setdefault(argument, []).append(label)
-            for root in constants.roots(argument):
-                self.stored.setdefault(storage(constants.of_name(root)), []).append(label)
+        for call in self.facts.walk.calls:
+            if not constants.is_constant(call.node):
+                for argument in _tensors_in(tuple(call.arguments.values())):
+                    self._reads(call, argument)
+        for node in self.facts.walk.outputs:
+            for root in constants.roots(node) if constants.is_constant(node) else ():
+                key = storage(constants.of_name(root))
+                self.given_out.setdefault(key, []).append(f"output '{node.name}'")
+
+    def _reads(self, call: Call, argument: Any) -> None:
+        constants = self.facts.constants
+        if isinstance(argument, fx.Node) and constants.computed(argument) is not None:
+            self.computed.setdefault(argument, []).append(call)
+        for root in constants.roots(argument):
+            self.stored.setdefault(storage(constants.of_name(root)), []).append(call)
 
     def _readers(self, argument: Any) -> tuple[str, ...]:
         """The operations that read the storage of a constant, by name."""
+        label = self.facts.label
         if self.facts.constants.name(argument) is None:
-            return tuple(self.computed.get(argument, ()))
+            return tuple(label(call) for call in self.computed.get(argument, ()))
         key = storage(self.facts.constants.stored(argument))
+        return (*(label(call) for call in self.stored.get(key, ())), *self._who_else(key))
+
+    def _who_else(self, key: str) -> tuple[str, ...]:
         others = () if self.tree is None else self.tree.other_readers(key)
-        return (*self.stored.get(key, ()), *others)
+        return (*self.given_out.get(key, ()), *others)
+
+    def _outside(self) -> Mapping[str, list[str]]:
+        found = {key: list(self._who_else(key)) for key in {*self.stored, *self.given_out}}
+        return {key: names for key, names in found.items() if names}
 
     # ---- true units ----
 

@@ -136,7 +136,15 @@ class Facts:
         if isinstance(argument, fx.Node) and argument in self.dtypes:
             return self.dtypes[argument]
         value = argument if isinstance(argument, Tensor) else fake(argument)
+        if value is None and isinstance(argument, fx.Node):
+            return self._type_computed(argument)
         return None if value is None else type_name(value.dtype)
+
+    def _type_computed(self, node: fx.Node) -> str | None:
+        """The type of what is computed from tensors that are all of one type."""
+        types = {self.constants.of_name(name).dtype for name in self.constants.roots(node)}
+        casts = self.constants.is_cast_on_the_way(node)
+        return type_name(next(iter(types))) if len(types) == 1 and not casts else None
 
     def is_float(self, argument: Any) -> bool:
         """Whether a tensor is of a float type, or may be: where nothing is known, it is."""

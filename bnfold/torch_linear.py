@@ -303,13 +303,13 @@ def weight_of(facts: Facts, site: LinearSite, readers: Readers) -> Weight | None
         return None
     root = root_of(facts, site.weight, site.layout)
     shape = facts.shape(site.weight)
-    dtype = facts.dtype(site.weight) or "FLOAT"
     if root is None:
+        dtype = facts.dtype(site.weight) or "of an unknown type"
         return Weight(f"'{site.weight.name}'", dtype, readers(site.weight), 0, str(site.layout))
     tensor = facts.constants.stored(root.argument)
     if tensor.is_meta or shape is None:
         return None
-    stored = facts.dtype(root.argument) or dtype
+    stored = facts.dtype(root.argument) or "of an unknown type"
     view = f"{root.layout} {tuple(tensor.shape)} {tensor.storage_offset()}"
     return Weight(storage(tensor), stored, readers(root.argument), tensor.nbytes, view)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,8 +13,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
+from bnfold.channel_graph import Affine, ChannelGraph
 from bnfold.folding import FoldRefusedError, Options, refusals
-from bnfold.planning import Kept, Plan
+from bnfold.planning import Kept, Plan, Reason
 from bnfold.report.model import Report, Size, Step, steps_of
 from bnfold.torch_commit import commit
 from bnfold.torch_constants import Constants
@@ -100,7 +101,25 @@ def explain_graph_module(graph_module: fx.GraphModule, inputs: Inputs, options: 
 
 def plan_graph(described: Described, options: Options, refused: Refused | None = None) -> Folded:
     """Decide every affine step of a graph that was described."""
-    return Folded(described, options.plan(described.graph, refused or {}))
+    plan = options.plan(described.graph, refused or {})
+    if any(kept.reason is Reason.IN_CODE for kept in plan.kept):
+        plan = replace(plan, kept=_beyond_code(described.graph, plan, options, refused or {}))
+    return Folded(described, plan)
+
+
+def _beyond_code(
+    graph: ChannelGraph, plan: Plan, options: Options, refused: Refused
+) -> tuple[Kept, ...]:
+    """Of steps that stay because they are written in code: what else stands in their way."""
+    free = tuple(
+        replace(operator, stays="") if isinstance(operator, Affine) else operator
+        for operator in graph.operators
+    )
+    without = options.plan(replace(graph, operators=free), refused)
+    other = {kept.step: kept for kept in without.kept}
+    return tuple(
+        other.get(kept.step, kept) if kept.reason is Reason.IN_CODE else kept for kept in plan.kept
+    )
 
 
 def fold_graph(

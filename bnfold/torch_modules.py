@@ -12,7 +12,9 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import is_lazy
 
+from bnfold.errors import UsageError
 from bnfold.folding import Options
 from bnfold.planning import Kept, Reason
 from bnfold.report.model import Report, Size, Step, kept_step
@@ -20,6 +22,7 @@ from bnfold.torch_calls import Call
 from bnfold.torch_capture import Captured, Captures, capture
 from bnfold.torch_describe import describe
 from bnfold.torch_facts import Facts
+from bnfold.torch_linear import storage
 from bnfold.torch_model import Folded, Inputs, facts_of, fold_graph, plan_graph
 from bnfold.torch_observe import Observed, observing
 from bnfold.torch_reparam import copied, materialise
@@ -190,12 +193,21 @@ def fold_module(
     module: nn.Module, inputs: Inputs, options: Options, *, inplace: bool
 ) -> tuple[nn.Module, Report]:
     """The module folded, or a folded copy of it."""
-    root = module if inplace else copied(module)
+    root = module if inplace else _copy(module)
     before = size_of(root)
     with observing() as observed:
         captures = capture(root, inputs.args, inputs.kwargs, inputs.dynamic_shapes)
     parts = [_fold_part(root, part, observed, options) for part in captures.parts]
     return root, _report(root, parts, captures, options, before, size_of(root))
+
+
+def _copy(module: nn.Module) -> nn.Module:
+    try:
+        return copied(module)
+    except Exception as error:
+        reason = str(error).split("\n", 1)[0]
+        met = f"a copy of {type(module).__name__} can't be made: {reason}"
+        raise UsageError(met, todo="fold it with inplace=True") from error
 
 
 def explain_module(module: nn.Module, inputs: Inputs, options: Options) -> Report:
@@ -275,13 +287,21 @@ def _not_captured(root: nn.Module, parts: list[Folded], captures: Captures) -> l
         for call in part.described.facts.walk.calls
         for path in part.described.facts.place(call).paths
     }
+    read = {key for part in parts for key in part.described.readers}
     steps = []
     for path, module in root.named_modules():
-        if isinstance(module, _NormBase) and path not in seen:
+        if isinstance(module, _NormBase) and path not in seen and not _is_read(module, read):
             why = next((f.reason for f in captures.failures if _is_around(f.path, path)), "")
-            kept = Kept(0, Reason.NOT_CAPTURED, (path,), why or "nothing calls it")
-            steps.append(kept_step(path, type(module).__name__, kept))
+            name = path or type(root).__name__
+            kept = Kept(0, Reason.NOT_CAPTURED, (name,), why or "nothing calls it")
+            steps.append(kept_step(name, type(module).__name__, kept))
     return steps
+
+
+def _is_read(module: nn.Module, read: set[str]) -> bool:
+    """Whether a graph shows what is done with the statistics of a module."""
+    mean = module.running_mean
+    return isinstance(mean, Tensor) and not is_lazy(mean) and storage(mean) in read
 
 
 def _is_around(path: str, inner: str) -> bool:

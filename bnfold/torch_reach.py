@@ -9,7 +9,7 @@ known here counts for every module that has an attribute of this name.
 from __future__ import annotations
 
 import dis
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import CodeType, FunctionType
 from typing import Any
@@ -18,18 +18,29 @@ from torch import nn
 
 _IGNORED = ("CACHE", "EXTENDED_ARG", "RESUME", "PRECALL")
 _ATTRIBUTE = ("LOAD_ATTR", "LOAD_METHOD")
+_OF_SELF = ("LOAD_ATTR", "LOAD_METHOD", "STORE_ATTR", "DELETE_ATTR", "LOAD_SUPER")
 _SELF = ("LOAD_FAST", "LOAD_DEREF", "LOAD_FAST_BORROW")
 
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """What code takes apart: modules that it knows, and names that it takes from anything."""
+    """What code takes apart: modules that it knows, and names that it takes from anything.
+
+    ``taken`` are all attributes that it takes from modules that it knows, but for calls of these.
+    """
 
     modules: frozenset[int] = frozenset()
     names: frozenset[str] = frozenset()
+    taken: frozenset[tuple[int, str]] = frozenset()
 
     def __or__(self, other: Reach) -> Reach:
-        return Reach(self.modules | other.modules, self.names | other.names)
+        return Reach(
+            self.modules | other.modules, self.names | other.names, self.taken | other.taken
+        )
+
+    def takes(self, module: nn.Module, names: Iterable[str]) -> bool:
+        """Whether it takes one of these attributes from ``module``, or from what may be that."""
+        return any((id(module), name) in self.taken or name in self.names for name in names)
 
     def into(self, module: nn.Module) -> bool:
         """Whether it takes apart ``module``, or a module inside."""
@@ -47,7 +58,7 @@ def reach_of(module: nn.Module) -> Reach:
         return Reach()
     search = _Search(module)
     search.read("forward")
-    return Reach(frozenset(search.modules), frozenset(search.names))
+    return Reach(frozenset(search.modules), frozenset(search.names), frozenset(search.taken))
 
 
 @dataclass(slots=True)
@@ -57,6 +68,7 @@ class _Search:
     module: nn.Module
     modules: set[int] = field(default_factory=set)
     names: set[str] = field(default_factory=set)
+    taken: set[tuple[int, str]] = field(default_factory=set)
     _read: set[str] = field(default_factory=set)
 
     def read(self, method: str) -> None:
@@ -74,16 +86,27 @@ class _Search:
         for step, after in zip(steps, [*steps[1:], None], strict=True):
             if step.opname in _SELF and step.argval == "self":
                 known = self.module
+                if after is None or not after.opname.startswith(_OF_SELF):
+                    self._hand_over()
             elif step.opname in _ATTRIBUTE:
                 known = self._take(known, step, after)
             else:
                 known = None
+
+    def _hand_over(self) -> None:
+        """The module itself goes to other code, which may take all of it apart."""
+        for part in self.module.modules():
+            if part is not self.module:
+                self.modules.add(id(part))
+                self.taken.update((id(part), name) for name in _own_names(part))
 
     def _take(self, known: Any, step: dis.Instruction, after: dis.Instruction | None) -> Any:
         name = step.argval
         if not isinstance(known, nn.Module):
             self.names.add(name)
             return None
+        if known is not self.module and not _is_call(step):
+            self.taken.add((id(known), name))
         if known is self.module:
             self.read(name)
         elif name in _own_names(known):

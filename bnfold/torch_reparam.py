@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.parametrizations import _Orthogonal, _WeightNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
@@ -79,7 +81,12 @@ def copied(module: nn.Module) -> nn.Module:
         for value in vars(part).values()
         if isinstance(value, Tensor) and not value.is_leaf
     ]
-    return copy.deepcopy(module, {id(value): value.detach().clone() for value in results})
+    memo: dict[int, Any] = {id(value): value.detach().clone() for value in results}
+    for tensor in (*module.parameters(), *module.buffers()):
+        if is_lazy(tensor):  # a Lazy module has seen no input yet
+            place = {"device": tensor.device, "dtype": tensor.dtype}
+            memo[id(tensor)] = type(tensor)(requires_grad=tensor.requires_grad, **place)
+    return copy.deepcopy(module, memo)
 
 
 def _computing_hooks(module: nn.Module) -> Iterator[Hook]:

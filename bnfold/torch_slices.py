@@ -9,7 +9,7 @@ unfold                  windows along an axis, or patches of images
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -30,10 +30,14 @@ _INDEX_TYPES = ("int64", "int32", "int16", "int8")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Picks:
-    """Entries of an axis by number, in an array of ``rank`` axes; None: it is not known which."""
+    """Entries of an axis by number, in an array of ``rank`` axes.
+
+    Without ``index`` it is not known which; ``node`` holds it then.
+    """
 
     index: NDArray[np.int64] | None
     rank: int
+    node: fx.Node | None = None
 
 
 _Entry = slice | int | _Picks | None
@@ -49,7 +53,10 @@ def _indexed(asked: Asked, entries: Sequence[_Entry]) -> Operator:
     read = sum(entry is not None for entry in entries)
     if read > len(shape):
         raise UnstatedError
-    return moved(asked, Way(0, _links(shape, [*entries, *[_EVERY] * (len(shape) - read)])))
+    tie = moved(asked, Way(0, _links(shape, [*entries, *[_EVERY] * (len(shape) - read)])))
+    arrays = [e.node for e in entries if isinstance(e, _Picks) and e.node is not None]
+    more = dict.fromkeys(asked.number(node) for node in arrays)
+    return replace(tie, inputs=tuple(dict.fromkeys((*tie.inputs, *more))))
 
 
 def _links(shape: Shape, entries: Sequence[_Entry]) -> Links:
@@ -162,7 +169,7 @@ def _narrow(asked: Asked) -> Operator:
 def _index_select(asked: Asked) -> Operator:
     picks = _array(asked, asked.call["index"])
     flat = None if picks.index is None else picks.index.reshape(-1)
-    return _at(asked, _Picks(flat, 1))
+    return _at(asked, replace(picks, index=flat, rank=1))
 
 
 def _index(asked: Asked) -> Operator:
@@ -187,7 +194,7 @@ def _array(asked: Asked, value: Any) -> _Picks:
     shape = asked.facts.shape(value)
     if shape is None or asked.facts.dtype(value) not in _INDEX_TYPES:
         raise UnstatedError
-    return _Picks(None, len(shape))
+    return _Picks(None, len(shape), value)
 
 
 def _getitem(asked: Asked) -> Operator:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import fx
+from torch import fx, nn
 
 from bnfold.affine import F64, AffineMap
 from bnfold.channel_graph import Form
@@ -111,8 +111,12 @@ def _by_statistics(
         return FoundStep(site, axis, None, Form.BOTH, unproved=f"'{named}'")
     try:
         parameters = [None if v is None else facts.constants.float64(v) for v in given]
-    except UncomputableError as error:
-        return FoundStep(site, axis, None, Form.BOTH, unproved=str(error))
+    except UncomputableError:
+        named = facts.constants.name(call["running_mean"]) or facts.label(call)
+        return FoundStep(site, axis, None, Form.BOTH, unproved=f"whoever loads '{named}'")
+    if _is_of_other_rank(facts, call, data):
+        unproved = "it reads a tensor without a batch"
+        return FoundStep(site, axis, AffineMap.identity(), Form.BOTH, unproved=unproved)
     mean, variance = parameters[2], parameters[3]
     assert mean is not None
     assert variance is not None
@@ -123,6 +127,16 @@ def _by_statistics(
     _refuse_bad_parameters(facts, call, axis, (gamma, beta, mean, variance))
     taken = AffineMap.batch_norm(gamma, beta, mean, variance, _epsilon(facts, call))
     return FoundStep(site, axis, taken, Form.BOTH)
+
+
+_RANKS = {"BatchNorm1d": (2, 3), "BatchNorm2d": (4,), "BatchNorm3d": (5,)}
+
+
+def _is_of_other_rank(facts: Facts, call: Call, data: fx.Node) -> bool:
+    """Whether what was taken to be a batch can't be one, as the module asks for other ranks."""
+    shape = facts.shape(data)
+    asked = next((r for k, r in _RANKS.items() if isinstance(call.module, getattr(nn, k))), None)
+    return shape is not None and asked is not None and len(shape) not in asked
 
 
 def _epsilon(facts: Facts, call: Call) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,9 +20,10 @@ from bnfold.planning import Kept, Plan, Reason
 from bnfold.torch_calls import Call
 from bnfold.torch_describe import Described, NormSite
 from bnfold.torch_facts import Facts, Place
-from bnfold.torch_leaves import leaf_arguments
+from bnfold.torch_leaves import is_unmodified, leaf_arguments
 from bnfold.torch_linear import LinearSite, root_of, storage
 from bnfold.torch_observe import Observed
+from bnfold.torch_reach import Reach, reach_of
 from bnfold.torch_reparam import foreign_hooks, reparametrised
 from bnfold.torch_steps import StepSite, find_step
 from bnfold.torch_walk import parts
@@ -58,6 +59,8 @@ class ModuleTree:
     observed: Observed
     outside: tuple[str, ...] = ()
     removals: dict[str, Removal] = field(default_factory=dict)
+    readers: dict[str, list[Place]] = field(default_factory=lambda: defaultdict(list))
+    _reach: Reach = field(default_factory=Reach)
     _modules: dict[str, nn.Module] = field(default_factory=dict)
     _others: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     _paths: dict[int, list[str]] = field(default_factory=lambda: defaultdict(list))
@@ -66,6 +69,9 @@ class ModuleTree:
         for path, module in self.root.named_modules(remove_duplicate=False):
             self._modules[path] = module
             self._paths[id(module)].append(path)
+        for module in self.root.modules():
+            self._reach |= reach_of(module)
+        self._find_readers()
         self._find_other_readers()
         self.removals.update(_removals(self))
 
@@ -88,7 +94,13 @@ class ModuleTree:
     def is_simple(self, path: str) -> bool:
         """Whether the module at ``path`` makes one tensor of one tensor."""
         module = self._modules[path]
-        return leaf_arguments(module) is not None or self.observed.is_simple(module)
+        if leaf_arguments(module) is not None or _is_activation(module):
+            return True
+        return self.observed.is_simple(module)
+
+    def is_taken_apart(self, module: nn.Module, *names: str) -> bool:
+        """Whether code of the tree takes one of these attributes of ``module``."""
+        return self._reach.takes(module, names)
 
     def holds(self, name: str | None) -> bool:
         """Whether ``name`` is a tensor of the tree."""
@@ -104,7 +116,8 @@ class ModuleTree:
         if site.add is not None or (bias is Bias.BUILT_IN and site.bias is not None):
             given = site.bias if site.add is None else _constant_of(self.facts, site.add)
             own = site.add is None and self._is_own(site.call, "bias", given)
-            ours = own or (self._is_held(given) and self._is_read_once(given))
+            made = site.add is None and "bias" in reparametrised(self.at(site.call))
+            ours = own or made or (self._is_held(given) and self._is_read_once(given))
             return bias if ours and site.beta == 1 else Bias.DYNAMIC
         if bias is Bias.BUILT_IN and self._takes_bias(site):
             return bias
@@ -125,6 +138,8 @@ class ModuleTree:
             removal = self.removals.get(path)
             if removal is not None and site.call.node in removal.steps:
                 return ""
+            if self.hooked(path):
+                return ""  # what it reads and makes is in true units anyway
         path = self.facts.place(site.call).path or self.facts.prefix
         return path or type(self.root).__name__
 
@@ -142,7 +157,7 @@ class ModuleTree:
         """Steps that have to stay because others that are done by the same module do."""
         gone = {fold.step for fold in plan.folds}
         steps = _steps_by_node(described)
-        refused: dict[int, Kept] = {}
+        refused = dict(self._stuck(described, gone))
         for removal in self.removals.values():
             indices = [steps[node] for node in removal.steps if node in steps]
             stay = [index for index in indices if index not in gone]
@@ -153,6 +168,15 @@ class ModuleTree:
                     for index in indices if index in gone
                 }  # fmt: skip
         return refused
+
+    def _stuck(self, described: Described, gone: set[int]) -> Iterator[tuple[int, Kept]]:
+        """Steps of modules with hooks: such a module can't go, even if it does nothing."""
+        removable = {node for removal in self.removals.values() for node in removal.steps}
+        for index in gone:
+            site = described.sites[index]
+            if isinstance(site, StepSite) and site.call.node not in removable:
+                name = described.graph.operators[index].name
+                yield index, Kept(index, Reason.HOOK, (f"'{name}'",))
 
     # ---- looking ----
 
@@ -169,8 +193,7 @@ class ModuleTree:
 
     def _is_read_once(self, given: Any) -> bool:
         key = storage(self.facts.constants.stored(given))
-        nodes = [call for call in self.facts.walk.calls if _reads(self.facts, call, key)]
-        return len(nodes) == 1 and not self.other_readers(key)
+        return len(self.readers.get(key, ())) == 1 and not self.other_readers(key)
 
     def _takes_bias(self, site: LinearSite) -> bool:
         """Whether the code of an operator would read a bias if its module had one."""
@@ -179,9 +202,21 @@ class ModuleTree:
             return False
         if module.bias is not None or "forward" in vars(module):
             return False
+        if self.is_taken_apart(module, "bias"):
+            return False
         root = root_of(self.facts, site.weight, site.layout)
         own = root is None or self._is_own(site.call, "weight", root.argument)
         return own and _reads_bias(type(module))
+
+    def _find_readers(self) -> None:
+        """Where each tensor is read."""
+        constants = self.facts.constants
+        for call in self.facts.walk.calls:
+            if constants.is_constant(call.node):
+                continue
+            roots = {root for value in call.arguments.values() for root in constants.roots(value)}
+            for root in roots:
+                self.readers[storage(constants.of_name(root))].append(self.facts.place(call))
 
     def _find_other_readers(self) -> None:
         """Owners of tensors in code that was not captured."""
@@ -198,16 +233,16 @@ class ModuleTree:
                 self._others[storage(other)].append(name)
 
 
+def _is_activation(module: nn.Module) -> bool:
+    """Whether it is an activation of torch.nn: one tensor in, one tensor out."""
+    kind = type(module)
+    ours = kind.__module__ == "torch.nn.modules.activation"
+    return ours and kind is not nn.MultiheadAttention and is_unmodified(module, kind)
+
+
 def _own_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
     both = {**module._parameters, **module._buffers}
     return [(name, tensor) for name, tensor in both.items() if tensor is not None]
-
-
-def _reads(facts: Facts, call: Call, key: str) -> bool:
-    if facts.constants.is_constant(call.node):
-        return False
-    roots = {root for value in call.arguments.values() for root in facts.constants.roots(value)}
-    return any(storage(facts.constants.of_name(root)) == key for root in roots)
 
 
 def _constant_of(facts: Facts, add: Call) -> Any:
@@ -261,7 +296,15 @@ def _may_go(tree: ModuleTree, path: str) -> bool:
         return False  # code that was not captured may call it, too
     if foreign_hooks(module) or "forward" in vars(module) or module is tree.root:
         return False
+    if tree.is_taken_apart(module, *_attributes(module)):
+        return False  # nn.Identity has none of these
     return tree.is_simple(path)
+
+
+def _attributes(module: nn.Module) -> set[str]:
+    """What code could ask of a module that another one in its place would not have."""
+    own = {*vars(module), *module._parameters, *module._buffers, *module._modules}
+    return {name for name in own if not name.startswith("_") and name != "training"}
 
 
 def _is_inside(path: str, prefix: str) -> bool:
@@ -292,6 +335,8 @@ class _Inside:
         if value is None:
             return None
         left = self._chain(rest, value)
+        if self._is_read_outside():
+            return None
         if left is None or not self._ends_in(rest[-1].node if rest else value):
             return None
         return Removal(self.path, frozenset(call.node for call in steps), left)
@@ -323,6 +368,13 @@ class _Inside:
             value = call.node
             inner.add(value)
         return tuple(left)
+
+    def _is_read_outside(self) -> bool:
+        """Whether somebody else reads a tensor that goes with the module."""
+        own = [storage(tensor) for _, tensor in _own_tensors(self.tree.module(self.path))]
+        return any(
+            self.path not in place.paths for key in own for place in self.tree.readers.get(key, ())
+        )
 
     def _child(self, place: Place) -> tuple[str, str]:
         """The module right inside of this one that an operation is done in, and its call."""

@@ -44,6 +44,11 @@ class Writer:
 
     # ---- looking ----
 
+    @property
+    def edits_nodes(self) -> bool:
+        """Whether nodes of the graph are what is edited."""
+        return self._editor.edits_nodes
+
     def root(self, argument: Any) -> Any | None:
         """The tensor that ``argument`` is another arrangement of, if the graph holds one."""
         while self._constants.name(argument) is None:
@@ -92,7 +97,8 @@ class Writer:
         if root is None:
             return self.new(call, argument, given, tensor)
         old = self._constants.stored(root)
-        if len(self._described.readers.get(storage(old), ())) > 1:
+        key = storage(old)
+        if len(self._described.readers.get(key, ())) > 1 or key in self._described.outside:
             return self.new(call, argument, given, tensor)
         alike = tensor.numel() == old.numel()
         return self.over(given, tensor.reshape(old.shape) if alike else tensor)
@@ -110,6 +116,7 @@ class Writer:
 
     def _named(self, call: Call, argument: str, name: str, tensor: Tensor, like: str) -> Edit:
         self._claim(call, argument, as_array(tensor).tobytes())
+        self._refuse_other_readers(call, argument)
         aten = isinstance(call.node.target, torch._ops.OpOverload)
         spelled = "self" if argument == "input" and aten and _says_self(call.node) else argument
 
@@ -187,6 +194,25 @@ class Writer:
         module = self._editor.module_of(call)
         if module is not None:
             self._claims.setdefault((id(module), call.op, argument), []).append((self.now, value))
+
+    def _refuse_other_readers(self, call: Call, argument: str) -> None:
+        """A module's own tensor is overwritten: nobody else may read it.
+
+        Raises:
+            FoldRefusedError: Somebody does.
+        """
+        module, root = self._editor.module_of(call), self.root(call[argument])
+        if module is None or root is None:
+            return
+        key = storage(self._constants.stored(root))
+        for label in self._described.outside.get(key, ()):
+            raise FoldRefusedError(self.now, Reason.SHARED_WEIGHT, f"its {argument}, by {label}")
+        for other in self._described.readers.get(key, ()):
+            if self._editor.module_of(other) is not module or other.op != call.op:
+                label = self._described.facts.label(other)
+                raise FoldRefusedError(
+                    self.now, Reason.SHARED_WEIGHT, f"its {argument}, by {label}"
+                )
 
     def disagreeing(self) -> Iterator[tuple[int, str]]:
         """Operators that ask of a module what not all of its other calls ask, with their names."""

@@ -26,7 +26,8 @@ from bnfold.planning import Kept, Reason
 _TELLING = (
     Reason.WEIGHT_TYPE, Reason.WEIGHT_NOT_CONSTANT, Reason.SHARED_WEIGHT, Reason.CHANNEL_AXIS,
     Reason.ZERO_PADDING, Reason.EXTRA_OPERATOR, Reason.BIAS_NOT_CONSTANT, Reason.SHIFT,
-    Reason.CAPTURED, Reason.GRAPH_BOUNDARY, Reason.NO_LINEAR_NEIGHBOUR,
+    Reason.CAPTURED, Reason.HOOK, Reason.IN_PLACE, Reason.GRAPH_BOUNDARY,
+    Reason.NO_LINEAR_NEIGHBOUR,
 )  # fmt: skip
 _FIXES_SCALE = frozenset({*_TELLING[:4], Reason.BIAS_NOT_CONSTANT})
 _NAMED = 3  # nodes of a path that are worth naming
