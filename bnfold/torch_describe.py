@@ -20,6 +20,7 @@ from bnfold.channel_graph import (
     Tie,
     Value,
 )
+from bnfold.planning import Kept
 from bnfold.torch_calls import Call, Held
 from bnfold.torch_facts import Facts
 from bnfold.torch_inplace import Conflict, conflicts
@@ -64,6 +65,9 @@ class Tree(Protocol):
 
     def other_readers(self, key: str) -> tuple[str, ...]:
         """Who else reads the storage ``key`` in code that was not captured."""
+
+    def refused(self, described: Described) -> dict[int, Kept]:
+        """Steps that have to stay whatever else is decided."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +162,9 @@ class _Describer:
             self._opaque(call, results)
         elif found is None and (linear := find_linear(self.facts, call)) is not None:
             self._linear(linear)
-        elif set(results) <= {0} and (step := find_step(self.facts, call)) is not None:
+        elif (step := find_step(self.facts, call)) is not None and (
+            set(results) <= {0} or step.training_mode
+        ):
             self._step(step, results)
         else:
             self._other(call, results)

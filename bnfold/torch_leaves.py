@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
@@ -44,6 +45,8 @@ _PARTS_OF_FORWARD = (
 
 def leaf_arguments(module: nn.Module) -> Leaf | None:
     """``module`` as an operation; None when it is not known, or does something of its own."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return None
     own = (*module._parameters.values(), *module._buffers.values())
     if any(tensor is not None and is_lazy(tensor) for tensor in own):
         return None

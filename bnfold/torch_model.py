@@ -139,7 +139,7 @@ def fold_graph(
         extra: Steps that have to stay because of what else a plan does.
     """
     described = describe(facts, tree)
-    refused: Refused = {}
+    refused = {} if tree is None else tree.refused(described)
     while True:
         done = plan_graph(described, options, refused)
         more = extra(described, done.plan)

@@ -7,11 +7,15 @@ steps that vanished are Identity, or the activation that they ended with.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
 from bnfold.errors import UsageError
@@ -19,13 +23,14 @@ from bnfold.folding import Options
 from bnfold.planning import Kept, Reason
 from bnfold.report.model import Report, Size, Step, kept_step
 from bnfold.torch_calls import Call
-from bnfold.torch_capture import Captured, Captures, capture
+from bnfold.torch_capture import Captured, Captures, Failure, capture
 from bnfold.torch_describe import describe
 from bnfold.torch_facts import Facts
 from bnfold.torch_linear import storage
 from bnfold.torch_model import Folded, Inputs, facts_of, fold_graph, plan_graph
-from bnfold.torch_observe import Observed, observing
+from bnfold.torch_observe import Observed, is_watched_globally, observing
 from bnfold.torch_reparam import copied, materialise
+from bnfold.torch_steps import StepSite
 from bnfold.torch_tree import ModuleTree
 
 
@@ -70,6 +75,8 @@ class ModuleEditor:
         old = getattr(module, attribute)
         new = _of_kind(tensor, old)
         for other in self._root.modules():
+            if isinstance(other, torch.jit.ScriptModule):
+                continue
             stores: tuple[dict[str, Any], ...] = (other._parameters, other._buffers, vars(other))
             for store in stores:
                 for key in [key for key, value in store.items() if value is old]:
@@ -181,6 +188,8 @@ _READ = ("weight", "bias", "running_mean", "running_var")
 
 def _own(path: str, module: nn.Module) -> dict[str, Tensor]:
     """The tensors of a leaf module, with those that are computed at every call."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return {}
     names = {*module._parameters, *module._buffers, *_READ}
     found = {name: getattr(module, name, None) for name in names}
     return {f"{path}.{name}": t for name, t in found.items() if isinstance(t, Tensor)}
@@ -195,9 +204,8 @@ def fold_module(
     """The module folded, or a folded copy of it."""
     root = module if inplace else _copy(module)
     before = size_of(root)
-    with observing() as observed:
-        captures = capture(root, inputs.args, inputs.kwargs, inputs.dynamic_shapes)
-    parts = [_fold_part(root, part, observed, options) for part in captures.parts]
+    captures, seen = _captured(root, inputs)
+    parts = [_fold_part(root, part, seen, options) for part in captures.parts]
     return root, _report(root, parts, captures, options, before, size_of(root))
 
 
@@ -212,17 +220,43 @@ def _copy(module: nn.Module) -> nn.Module:
 
 def explain_module(module: nn.Module, inputs: Inputs, options: Options) -> Report:
     """What `fold_module` would do; the module is left as it is."""
-    with observing() as observed:
-        captures = capture(module, inputs.args, inputs.kwargs, inputs.dynamic_shapes)
+    captures, seen = _captured(module, inputs)
     parts = []
     for part in captures.parts:
-        _, facts, tree = _described(module, part, observed)
+        _, facts, tree = _described(module, part, seen)
         parts.append(_planned(facts, tree, options))
     return _report(module, parts, captures, options, size_of(module), None)
 
 
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """How modules were called while they were captured, and whether others watch all of them."""
+
+    observed: Observed
+    watched: bool
+
+
+def _captured(module: nn.Module, inputs: Inputs) -> tuple[Captures, _Seen]:
+    if inputs.args is not None:
+        _refuse_misfits(module, inputs)
+    watched = is_watched_globally()
+    with observing() as observed:
+        captures = capture(module, inputs.args, inputs.kwargs, inputs.dynamic_shapes)
+    return captures, _Seen(observed, watched)
+
+
+def _refuse_misfits(module: nn.Module, inputs: Inputs) -> None:
+    try:
+        inspect.signature(module.forward).bind(*inputs.args or (), **inputs.kwargs or {})
+    except TypeError as error:
+        met = f"the example inputs do not fit the forward of {type(module).__name__}: {error}"
+        raise UsageError(met, todo="give the arguments that the module is called with") from error
+    except ValueError:
+        return  # nobody knows its signature
+
+
 def _described(
-    root: nn.Module, part: Captured, observed: Observed
+    root: nn.Module, part: Captured, seen: _Seen
 ) -> tuple[ModuleEditor, Facts, ModuleTree]:
     editor = ModuleEditor(root, part)
     changed = (
@@ -230,19 +264,19 @@ def _described(
     )
     facts = facts_of(editor, changed=changed, prefix=part.path)
     outside = tuple(name for names in part.outside_readers.values() for name in names)
-    tree = ModuleTree(root, facts, observed, outside)
+    tree = ModuleTree(root, facts, seen.observed, outside, seen.watched)
     editor.tree = tree
     return editor, facts, tree
 
 
-def _fold_part(root: nn.Module, part: Captured, observed: Observed, options: Options) -> Folded:
-    editor, facts, tree = _described(root, part, observed)
+def _fold_part(root: nn.Module, part: Captured, seen: _Seen, options: Options) -> Folded:
+    editor, facts, tree = _described(root, part, seen)
     return fold_graph(editor, facts, options, tree, tree.partial)
 
 
 def _planned(facts: Facts, tree: ModuleTree, options: Options) -> Folded:
     described = describe(facts, tree)
-    refused: dict[int, Kept] = {}
+    refused = tree.refused(described)
     while True:
         done = plan_graph(described, options, refused)
         more = tree.partial(described, done.plan)
@@ -260,7 +294,8 @@ def size_of(module: nn.Module) -> Size:
     for inner in module.modules():
         if not list(inner.children()):
             operators[type(inner).__name__] = operators.get(type(inner).__name__, 0) + 1
-    stored = {t.untyped_storage()._cdata: t for t in (*module.parameters(), *module.buffers())}
+    tensors = [t for t in (*module.parameters(), *module.buffers()) if not is_lazy(t)]
+    stored = {t.untyped_storage()._cdata: t for t in tensors}
     parameters = sum(tensor.numel() for tensor in stored.values())
     return Size(operators, parameters, sum(tensor.nbytes for tensor in stored.values()))
 
@@ -276,26 +311,38 @@ def _report(
     done = list(parts)
     steps = [step for part in done for step in part.steps]
     steps += _not_captured(root, done, captures)
-    return Report(type(root).__name__, options.level, tuple(steps), before, after)
+    notes = tuple(dict.fromkeys(_note(failure) for failure in captures.failures))
+    return Report(type(root).__name__, options.level, tuple(steps), before, after, notes)
+
+
+def _note(failure: Failure) -> str:
+    what = f"'{failure.path}'" if failure.path else "the module"
+    return f"{what} could not be captured as a whole: {failure.reason}"
 
 
 def _not_captured(root: nn.Module, parts: list[Folded], captures: Captures) -> list[Step]:
     """The normalisations that no graph shows."""
-    seen = {
-        path
-        for part in parts
-        for call in part.described.facts.walk.calls
-        for path in part.described.facts.place(call).paths
-    }
+    steps_of_parts = [
+        (part.described.facts, site.call)
+        for part in parts for site in part.described.sites if isinstance(site, StepSite)
+    ]  # fmt: skip
+    seen = {path for facts, call in steps_of_parts for path in facts.place(call).paths}
     read = {key for part in parts for key in part.described.readers}
     steps = []
     for path, module in root.named_modules():
         if isinstance(module, _NormBase) and path not in seen and not _is_read(module, read):
+            if not module.track_running_stats and isinstance(module, _InstanceNorm):
+                continue  # by statistics of the input: no affine step
             why = next((f.reason for f in captures.failures if _is_around(f.path, path)), "")
             name = path or type(root).__name__
-            kept = Kept(0, Reason.NOT_CAPTURED, (name,), why or "nothing calls it")
+            lazy = "a Lazy module has seen no input yet" if _is_lazy(module) else ""
+            kept = Kept(0, Reason.NOT_CAPTURED, (name,), lazy or why or "nothing calls it")
             steps.append(kept_step(name, type(module).__name__, kept))
     return steps
+
+
+def _is_lazy(module: nn.Module) -> bool:
+    return any(is_lazy(t) for t in (*module.parameters(), *module.buffers()))
 
 
 def _is_read(module: nn.Module, read: set[str]) -> bool:

@@ -9,7 +9,11 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.fx import Proxy
-from torch.nn.modules.module import register_module_forward_hook
+from torch.nn.modules.module import (
+    _global_forward_hooks,
+    _global_forward_pre_hooks,
+    register_module_forward_hook,
+)
 
 
 @dataclass(slots=True)
@@ -20,13 +24,20 @@ class Observed:
 
     def is_simple(self, module: nn.Module) -> bool:
         """Whether ``module`` was called, and always with one tensor for one tensor."""
-        return self._simple.get(id(module), False)
+        return self._simple.get(id(vars(module)), False)
 
     def see(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """Note one call."""
         one = len(args) == 1 and not kwargs and isinstance(args[0], Tensor | Proxy)
         simple = one and isinstance(output, Tensor | Proxy)
-        self._simple[id(module)] = simple and self._simple.get(id(module), True)
+        # torch.export may call another object that has the attributes of the module.
+        key = id(vars(module))
+        self._simple[key] = simple and self._simple.get(key, True)
+
+
+def is_watched_globally() -> bool:
+    """Whether hooks on all modules are there, which see and may change every tensor."""
+    return bool(_global_forward_hooks or _global_forward_pre_hooks)
 
 
 @contextmanager

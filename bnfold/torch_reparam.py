@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -84,9 +84,13 @@ def copied(module: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {id(value): value.detach().clone() for value in results}
     for tensor in (*module.parameters(), *module.buffers()):
         if is_lazy(tensor):  # a Lazy module has seen no input yet
-            place = {"device": tensor.device, "dtype": tensor.dtype}
-            memo[id(tensor)] = type(tensor)(requires_grad=tensor.requires_grad, **place)
+            memo[id(tensor)] = _as_lazy(tensor)
     return copy.deepcopy(module, memo)
+
+
+def _as_lazy(tensor: Tensor) -> Tensor:
+    kind: Any = type(tensor)
+    return cast(Tensor, kind(tensor.requires_grad, tensor.device, tensor.dtype))
 
 
 def _computing_hooks(module: nn.Module) -> Iterator[Hook]:

@@ -77,6 +77,8 @@ def _batch_norm(facts: Facts, call: Call) -> FoundStep | None:
     if not isinstance(data, fx.Node) or facts.constants.is_constant(data):
         return None
     missing = call["running_mean"] is None or call["running_var"] is None
+    if missing and facts.place(call).kind.startswith("InstanceNorm"):
+        return None  # by statistics of the input: no batch is to blame
     training = call["training"] or call["use_input_stats"] or missing or call.op in _TRAINS
     return _by_statistics(facts, call, data, 1, training=bool(training))
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import inspect
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
 
 from bnfold.channel_graph import Affine, Bias
 from bnfold.planning import Kept, Plan, Reason
@@ -52,12 +54,14 @@ class ModuleTree:
         facts: What was captured of it, or of a part of it.
         observed: How its modules were called while it was captured.
         outside: Names under which others may read tensors that the graph reads.
+        watched: Whether hooks on all modules are there.
     """
 
     root: nn.Module
     facts: Facts
     observed: Observed
     outside: tuple[str, ...] = ()
+    watched: bool = False
     removals: dict[str, Removal] = field(default_factory=dict)
     readers: dict[str, list[Place]] = field(default_factory=lambda: defaultdict(list))
     _reach: Reach = field(default_factory=Reach)
@@ -145,11 +149,22 @@ class ModuleTree:
 
     def hooked(self, path: str) -> bool:
         """Whether somebody sees what goes into the module at ``path`` and what comes out."""
-        return path in self._modules and bool(foreign_hooks(self._modules[path]))
+        if path not in self._modules:
+            return False
+        return self.watched or bool(foreign_hooks(self._modules[path]))
 
     def other_readers(self, key: str) -> tuple[str, ...]:
         """Who else reads the storage ``key`` in code that was not captured."""
         return tuple(self._others.get(key, ()))
+
+    def refused(self, described: Described) -> dict[int, Kept]:
+        """Steps of modules that somebody watches: such a module can't go, even if it does nothing."""
+        found = {}
+        for index, site in enumerate(described.sites):
+            if isinstance(site, StepSite) and self.hooked(self.facts.place(site.call).path):
+                name = described.graph.operators[index].name
+                found[index] = Kept(index, Reason.HOOK, (f"'{name}'",))
+        return found
 
     # ---- modules that vanish as a whole or not at all ----
 
@@ -157,7 +172,7 @@ class ModuleTree:
         """Steps that have to stay because others that are done by the same module do."""
         gone = {fold.step for fold in plan.folds}
         steps = _steps_by_node(described)
-        refused = dict(self._stuck(described, gone))
+        refused: dict[int, Kept] = {}
         for removal in self.removals.values():
             indices = [steps[node] for node in removal.steps if node in steps]
             stay = [index for index in indices if index not in gone]
@@ -168,15 +183,6 @@ class ModuleTree:
                     for index in indices if index in gone
                 }  # fmt: skip
         return refused
-
-    def _stuck(self, described: Described, gone: set[int]) -> Iterator[tuple[int, Kept]]:
-        """Steps of modules with hooks: such a module can't go, even if it does nothing."""
-        removable = {node for removal in self.removals.values() for node in removal.steps}
-        for index in gone:
-            site = described.sites[index]
-            if isinstance(site, StepSite) and site.call.node not in removable:
-                name = described.graph.operators[index].name
-                yield index, Kept(index, Reason.HOOK, (f"'{name}'",))
 
     # ---- looking ----
 
@@ -241,8 +247,10 @@ def _is_activation(module: nn.Module) -> bool:
 
 
 def _own_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    if isinstance(module, torch.jit.ScriptModule):
+        return []
     both = {**module._parameters, **module._buffers}
-    return [(name, tensor) for name, tensor in both.items() if tensor is not None]
+    return [(n, t) for n, t in both.items() if t is not None and not is_lazy(t)]
 
 
 def _constant_of(facts: Facts, add: Call) -> Any:
@@ -294,7 +302,7 @@ def _may_go(tree: ModuleTree, path: str) -> bool:
     module, prefix = tree.module(path), tree.facts.prefix
     if prefix and not all(_is_inside(other, prefix) for other in tree.paths(module)):
         return False  # code that was not captured may call it, too
-    if foreign_hooks(module) or "forward" in vars(module) or module is tree.root:
+    if tree.hooked(path) or "forward" in vars(module) or module is tree.root:
         return False
     if tree.is_taken_apart(module, *_attributes(module)):
         return False  # nn.Identity has none of these

@@ -56,7 +56,8 @@ class Size:
 class Report:
     """Every affine step of ``source``, and the model's size before and after.
 
-    ``after`` is None when nothing was changed (`bnfold.explain`).
+    ``after`` is None when nothing was changed (`bnfold.explain`). ``notes`` say what else there is
+    to know, such as parts of a module that could not be captured.
     """
 
     source: str
@@ -64,6 +65,7 @@ class Report:
     steps: tuple[Step, ...]
     before: Size
     after: Size | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def folded(self) -> tuple[Step, ...]:

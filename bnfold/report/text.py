@@ -32,7 +32,7 @@ def render_report(report: Report, *, color: bool = False, width: int = UNCUT) ->
         width: Columns of the terminal.
     """
     title = _title(report, color, width)
-    parts = [title, *_table(report), _wrap(count_steps(report), width)]
+    parts = [title, *_table(report), _wrap(count_steps(report), width), *_notes(report, width)]
     parts += [_group(list(steps), color, width) for _, steps in groupby(_by_code(report), _code)]
     return "\n\n".join(parts)
 
@@ -43,12 +43,18 @@ def render_explain(report: Report, *, color: bool = False, width: int = UNCUT) -
     Arguments as for `render_report`.
     """
     parts = [f"{_title(report, color, width)}\n{_wrap(count_steps(report), width)}"]
+    parts += _notes(report, width)
     folded = [_wrap(f"fold  {_named(step)}: {step.sentence}", width) for step in report.folded]
     kept = [
         _wrap(f"keep  {_named(step)}: {_reason(step)}: {step.sentence}{_hint(step)}", width)
         for step in report.kept
     ]
     return "\n\n".join(parts + ["\n".join(lines) for lines in (folded, kept) if lines])
+
+
+def _notes(report: Report, width: int) -> list[str]:
+    lines = [_wrap(f"note: {note}", width) for note in report.notes]
+    return ["\n".join(lines)] if lines else []
 
 
 def render_check(check: CheckResult, *, color: bool = False, width: int = UNCUT) -> str:
