@@ -20,11 +20,12 @@ from bnfold.channel_graph import (
     Tie,
     Value,
 )
-from bnfold.planning import Kept
 from bnfold.torch_calls import Call, Held
 from bnfold.torch_facts import Facts
 from bnfold.torch_inplace import Conflict, conflicts
 from bnfold.torch_linear import FoundLinear, LinearSite, as_operator, find_linear, storage
+from bnfold.torch_observe import is_watched_globally
+from bnfold.torch_reparam import foreign_hooks
 from bnfold.torch_steps import FoundStep, StepSite, find_step
 from bnfold.torch_ties import find_tie
 from bnfold.torch_walk import parts
@@ -66,16 +67,14 @@ class Tree(Protocol):
     def other_readers(self, key: str) -> tuple[str, ...]:
         """Who else reads the storage ``key`` in code that was not captured."""
 
-    def refused(self, described: Described) -> dict[int, Kept]:
-        """Steps that have to stay whatever else is decided."""
-
 
 @dataclass(frozen=True, slots=True)
 class Described:
     """The channel graph and where it was found: operator by operator, value by value.
 
     ``readers`` are the operations that read a storage and ``outside`` who else does, ``changed``
-    the operations that change in place what others still read.
+    the operations that change in place what others still read, ``watched`` those that a module
+    with hooks does.
     """
 
     graph: ChannelGraph
@@ -85,6 +84,7 @@ class Described:
     readers: Mapping[str, list[Call]]
     outside: Mapping[str, list[str]]
     changed: list[Conflict]
+    watched: frozenset[fx.Node]
 
 
 def describe(facts: Facts, tree: Tree | None = None) -> Described:
@@ -124,7 +124,7 @@ class _Describer:
         graph = ChannelGraph(tuple(self.values), tuple(self.operators), dict(self._anchors()))
         return Described(
             graph, tuple(self.sites), tuple(self.numbers), self.facts, self.stored,
-            self._outside(), self.changed,
+            self._outside(), self.changed, self._watched(),
         )  # fmt: skip
 
     # ---- values ----
@@ -280,21 +280,29 @@ class _Describer:
 
     def _seen_by_hooks(self) -> Collection[fx.Node]:
         """What goes into and comes out of modules with hooks."""
-        if self.tree is None:
-            return ()
-        seen: dict[fx.Node, None] = {}
         inside: dict[str, set[fx.Node]] = {}
         for call in self.facts.walk.calls:
             for path in self.facts.place(call).paths:
-                if self.tree.hooked(path):
+                if self._is_hooked(path, call):
                     inside.setdefault(path, set()).add(call.node)
-        for call in self.facts.walk.calls:
-            for nodes in inside.values():
+        seen: dict[fx.Node, None] = {}
+        for nodes in inside.values():
+            for call in self.facts.walk.calls:
                 read = [n for n in call.nodes if (n in nodes) != (call.node in nodes)]
                 seen.update(dict.fromkeys(read))
-        for nodes in inside.values():
             seen.update(dict.fromkeys(n for n in self.facts.walk.outputs if n in nodes))
         return seen
+
+    def _is_hooked(self, path: str, call: Call) -> bool:
+        if self.tree is not None:
+            return self.tree.hooked(path)
+        leaf = call.module is not None and path == self.facts.place(call).path
+        return leaf and (is_watched_globally() or bool(foreign_hooks(call.module)))
+
+    def _watched(self) -> frozenset[fx.Node]:
+        calls = self.facts.walk.calls
+        place = self.facts.place
+        return frozenset(c.node for c in calls if self._is_hooked(place(c).path, c))
 
 
 def _tensors_in(value: Any) -> list[Any]:

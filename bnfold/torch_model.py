@@ -25,6 +25,7 @@ from bnfold.torch_facts import Facts, Shape, dim, type_name
 from bnfold.torch_graph import GraphEditor
 from bnfold.torch_program import ProgramEditor
 from bnfold.torch_shapes import known_shapes
+from bnfold.torch_steps import StepSite
 from bnfold.torch_walk import Walk, walk
 
 Refused = dict[int, Kept]
@@ -91,8 +92,8 @@ def fold_graph_module(
 def explain_graph_module(graph_module: fx.GraphModule, inputs: Inputs, options: Options) -> Report:
     """What `fold_graph_module` would do."""
     editor = GraphEditor(graph_module)
-    facts = facts_of(editor, *_shapes(editor, inputs))
-    done = plan_graph(describe(facts), options)
+    described = describe(facts_of(editor, *_shapes(editor, inputs)))
+    done = plan_graph(described, options, refused_by_hooks(described))
     return _report(type(graph_module).__name__, options, done, size_of(editor))
 
 
@@ -105,6 +106,16 @@ def plan_graph(described: Described, options: Options, refused: Refused | None =
     if any(kept.reason is Reason.IN_CODE for kept in plan.kept):
         plan = replace(plan, kept=_beyond_code(described.graph, plan, options, refused or {}))
     return Folded(described, plan)
+
+
+def refused_by_hooks(described: Described) -> Refused:
+    """Steps of modules that somebody watches: such a module can't go, even if it does nothing."""
+    found = {}
+    for index, site in enumerate(described.sites):
+        if isinstance(site, StepSite) and site.call.node in described.watched:
+            name = described.graph.operators[index].name
+            found[index] = Kept(index, Reason.HOOK, (f"'{name}'",))
+    return found
 
 
 def _beyond_code(
@@ -139,7 +150,7 @@ def fold_graph(
         extra: Steps that have to stay because of what else a plan does.
     """
     described = describe(facts, tree)
-    refused = {} if tree is None else tree.refused(described)
+    refused = refused_by_hooks(described)
     while True:
         done = plan_graph(described, options, refused)
         more = extra(described, done.plan)

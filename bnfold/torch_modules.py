@@ -27,7 +27,7 @@ from bnfold.torch_capture import Captured, Captures, Failure, capture
 from bnfold.torch_describe import describe
 from bnfold.torch_facts import Facts
 from bnfold.torch_linear import storage
-from bnfold.torch_model import Folded, Inputs, facts_of, fold_graph, plan_graph
+from bnfold.torch_model import Folded, Inputs, facts_of, fold_graph, plan_graph, refused_by_hooks
 from bnfold.torch_observe import Observed, is_watched_globally, observing
 from bnfold.torch_reparam import copied, materialise
 from bnfold.torch_steps import StepSite
@@ -276,7 +276,7 @@ def _fold_part(root: nn.Module, part: Captured, seen: _Seen, options: Options) -
 
 def _planned(facts: Facts, tree: ModuleTree, options: Options) -> Folded:
     described = describe(facts, tree)
-    refused = tree.refused(described)
+    refused = refused_by_hooks(described)
     while True:
         done = plan_graph(described, options, refused)
         more = tree.partial(described, done.plan)

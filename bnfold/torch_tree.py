@@ -157,15 +157,6 @@ class ModuleTree:
         """Who else reads the storage ``key`` in code that was not captured."""
         return tuple(self._others.get(key, ()))
 
-    def refused(self, described: Described) -> dict[int, Kept]:
-        """Steps of modules that somebody watches: such a module can't go, even if it does nothing."""
-        found = {}
-        for index, site in enumerate(described.sites):
-            if isinstance(site, StepSite) and self.hooked(self.facts.place(site.call).path):
-                name = described.graph.operators[index].name
-                found[index] = Kept(index, Reason.HOOK, (f"'{name}'",))
-        return found
-
     # ---- modules that vanish as a whole or not at all ----
 
     def partial(self, described: Described, plan: Plan) -> dict[int, Kept]:
