@@ -296,8 +296,10 @@ class _Describer:
     def _is_hooked(self, path: str, call: Call) -> bool:
         if self.tree is not None:
             return self.tree.hooked(path)
-        leaf = call.module is not None and path == self.facts.place(call).path
-        return leaf and (is_watched_globally() or bool(foreign_hooks(call.module)))
+        leaf = path == self.facts.place(call).path
+        if call.module is None or not leaf:
+            return False
+        return is_watched_globally() or bool(foreign_hooks(call.module))
 
     def _watched(self) -> frozenset[fx.Node]:
         calls = self.facts.walk.calls

@@ -29,7 +29,7 @@ from bnfold.torch_facts import Facts
 from bnfold.torch_linear import storage
 from bnfold.torch_model import Folded, Inputs, facts_of, fold_graph, plan_graph, refused_by_hooks
 from bnfold.torch_observe import Observed, is_watched_globally, observing
-from bnfold.torch_reparam import copied, materialise
+from bnfold.torch_reparam import copied, materialise, owned
 from bnfold.torch_steps import StepSite
 from bnfold.torch_tree import ModuleTree
 
@@ -202,14 +202,15 @@ def fold_module(
     module: nn.Module, inputs: Inputs, options: Options, *, inplace: bool
 ) -> tuple[nn.Module, Report]:
     """The module folded, or a folded copy of it."""
-    root = module if inplace else _copy(module)
+    root, lent = (module, {}) if inplace else _copy(module)
     before = size_of(root)
     captures, seen = _captured(root, inputs)
     parts = [_fold_part(root, part, seen, options) for part in captures.parts]
+    owned(root, lent)
     return root, _report(root, parts, captures, options, before, size_of(root))
 
 
-def _copy(module: nn.Module) -> nn.Module:
+def _copy(module: nn.Module) -> tuple[nn.Module, dict[int, Tensor]]:
     try:
         return copied(module)
     except Exception as error:

@@ -73,8 +73,11 @@ def materialise(module: nn.Module, attribute: str) -> bool:
     return True
 
 
-def copied(module: nn.Module) -> nn.Module:
-    """A deep copy, also where hooks left results of a computation: torch refuses to copy those."""
+def copied(module: nn.Module) -> tuple[nn.Module, dict[int, Tensor]]:
+    """A deep copy that shares its parameters and buffers, which it lends, by their identity.
+
+    Also where hooks left results of a computation: torch refuses to copy those.
+    """
     results = [
         value
         for part in module.modules()
@@ -82,10 +85,27 @@ def copied(module: nn.Module) -> nn.Module:
         if isinstance(value, Tensor) and not value.is_leaf
     ]
     memo: dict[int, Any] = {id(value): value.detach().clone() for value in results}
+    lent: dict[int, Tensor] = {}
     for tensor in (*module.parameters(), *module.buffers()):
         if is_lazy(tensor):  # a Lazy module has seen no input yet
             memo[id(tensor)] = _as_lazy(tensor)
-    return copy.deepcopy(module, memo)
+        else:
+            lent[id(tensor)] = tensor
+    memo |= lent
+    return copy.deepcopy(module, memo), lent
+
+
+def owned(module: nn.Module, lent: Mapping[int, Tensor]) -> None:
+    """Let a copy have what is still lent to it for itself; ties between tensors stay."""
+    memo: dict[int, Any] = {}
+    for part in module.modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            continue
+        stores: tuple[dict[str, Any], ...] = (part._parameters, part._buffers, vars(part))
+        for store in stores:
+            for name, value in store.items():
+                if isinstance(value, Tensor) and id(value) in lent:
+                    store[name] = copy.deepcopy(value, memo)
 
 
 def _as_lazy(tensor: Tensor) -> Tensor:
