@@ -93,6 +93,9 @@ class Constants:
         if node.op_type in ("Shape", "Size") and self._sizes(node) is not None:
             self._root[node.outputs[0]] = node.outputs[0]  # it reads a shape, and no storage
             return
+        if node.op_type == "Gather" and self._picked_sizes(node) is not None:
+            self._root[node.outputs[0]] = node.outputs[0]
+            return
         inputs = [value for value in value_inputs(node) if value is not None]
         if not inputs and node.op_type != "Constant":
             return
@@ -113,6 +116,26 @@ class Constants:
         if len(sizes) < len(asked):
             return None
         return (prod(sizes),) if node.op_type == "Size" else sizes
+
+    def _picked_sizes(self, node: ir.Node) -> Array | None:
+        """What a Gather takes of the sizes of a tensor, where just these are known."""
+        data, index = node.inputs[0], node.inputs[1] if len(node.inputs) > 1 else None
+        source = None if data is None else data.producer()
+        if source is None or source.op_type != "Shape" or not self.is_plain(source):
+            return None
+        value = source.inputs[0]
+        shape = None if value is None else self.known_shape(value)
+        bounds = any(name in source.attributes for name in ("start", "end"))
+        if shape is None or bounds or index is None or index not in self._root:
+            return None
+        places = np.asarray(self.array(index))
+        if places.dtype.kind not in "iu" or (abs(places) > len(shape)).any():
+            return None
+        taken = [shape[int(k)] for k in places.ravel() if -len(shape) <= k < len(shape)]
+        known = [size for size in taken if isinstance(size, int)]
+        if len(known) < places.size:
+            return None
+        return np.array(known, dtype=np.int64).reshape(places.shape)
 
     def is_standard(self, node: ir.Node) -> bool:
         """Whether ``node`` is of ``ai.onnx``, and no function of the model redefines it."""
@@ -223,6 +246,9 @@ class Constants:
         if sizes is not None:
             listed = np.array(sizes, dtype=np.int64)
             return partial(_same, listed if producer.op_type == "Shape" else listed[0])
+        picked = self._picked_sizes(producer) if producer.op_type == "Gather" else None
+        if picked is not None:
+            return partial(_same, picked)
         wide = producer.op_type not in MOVES
         inputs = [
             None if v is None else self._input_reader(v, wide) for v in value_inputs(producer)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from bnfold.affine import F64, AffineMap, Layout, out_channels
-from bnfold.channel_graph import Affine
+from bnfold.channel_graph import Affine, Norm
 from bnfold.folding import (
     FoldRefusedError,
     bias_stays_away,
@@ -189,21 +189,24 @@ class _Commit:
     def _norm(self, index: int, site: NormSite, taken: Absorption) -> Iterator[Edit]:
         call, constants = site.call, self.described.facts.constants
         assert taken.output is not None
-        gamma = constants.tensor(call["weight"]).detach()
-        given = call["bias"]
-        own = AffineMap(constants.float64(call["weight"]),
-                        np.zeros(1) if given is None else constants.float64(given))  # fmt: skip
-        merged = taken.output.after(own)
-        dtype = numpy_type(gamma.dtype)
-        scale = as_tensor(checked(index, merged.scale, dtype), gamma)
-        yield self.writer.write(call, "weight", call["weight"], scale)
-        if given is None and merged.is_scaling:
-            return
-        shift = as_tensor(checked(index, merged.shift, dtype), gamma)
-        if given is None:
-            yield self.writer.beside(call, "bias", call["weight"], shift)
-        else:
-            yield self.writer.write(call, "bias", given, shift)
+        gamma, beta = call["weight"], call["bias"]
+        own = AffineMap(np.ones(1) if gamma is None else constants.float64(gamma),
+                        np.zeros(1) if beta is None else constants.float64(beta))  # fmt: skip
+        norm = self.described.graph.operators[index]
+        assert isinstance(norm, Norm)
+        merged = taken.output.after(own).expand(norm.channels)
+        assert norm.weight is not None
+        dtype = numpy_type(_TORCH[norm.weight.dtype])
+        like = self.writer.some_tensor(call)
+        for argument, given, values in (("weight", gamma, merged.scale),
+                                        ("bias", beta, merged.shift)):  # fmt: skip
+            if given is None and (merged.is_scaling if argument == "bias" else merged.is_shifting):
+                continue
+            new = as_tensor(checked(index, values, dtype), like)
+            if given is None:
+                yield self.writer.beside(call, argument, gamma, new)
+            else:
+                yield self.writer.write(call, argument, given, new)
 
     def _pad(self, index: int, site: PadSite, taken: Absorption) -> list[Edit]:
         """What is padded in, in the units of the tensor that it is padded to."""

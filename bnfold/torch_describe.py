@@ -172,7 +172,7 @@ class _Describer:
     def _linear(self, found: FoundLinear) -> None:
         site = found.site
         if site.add is not None:
-            self.absorbed.add(site.add.node)
+            self.absorbed |= {site.add.node, *site.views}
         operator = as_operator(self.facts, found, self._number, self._readers)
         if self.tree is not None:
             operator = replace(operator, bias=self.tree.place_of_bias(site, found.bias))

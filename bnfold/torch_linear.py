@@ -37,6 +37,7 @@ class LinearSite:
         bias: Its bias; None when it has none.
         bias_argument: The name of that argument; empty when it has no such argument.
         add: The add of a constant that is its bias.
+        views: What stands between the two and only changes the axes before the channels.
         rows: Whether output channels lie on the axis before the last one.
         alpha: What the product is multiplied by.
         beta: What the bias is multiplied by.
@@ -50,6 +51,7 @@ class LinearSite:
     bias: Any = None
     bias_argument: str = "bias"
     add: Call | None = None
+    views: tuple[fx.Node, ...] = ()
     rows: bool = False
     alpha: float = 1.0
     beta: float = 1.0
@@ -195,9 +197,14 @@ def _matmul_by(facts: Facts, call: Call, data: fx.Node, *, rows: bool) -> FoundL
     in_axis = -back if rank is None else rank - back
     out_axis = -back if rank is None else max(rank, len(shape)) - back
     layout = Layout(-2, -1) if rows else Layout(-1, -2)
-    add = _bias_add(facts, call, shape[layout.out_axis], back)
+    add, views = _bias_add(facts, call, shape[layout.out_axis], back)
+    if add is not None:
+        made = facts.shape(add.node)
+        out_axis = out_axis if made is None else len(made) - back
     bias = None if add is None else _added(facts, add)
-    site = LinearSite(call, data, weight, argument, layout, bias, "", add=add, rows=rows)
+    site = LinearSite(
+        call, data, weight, argument, layout, bias, "", add=add, views=views, rows=rows
+    )
     root = root_of(facts, weight, layout)
     alike = root is not None and len(facts.shape(root.argument) or ()) == 2
     single = alike or all(dim == 1 for dim in shape[:-2])
@@ -205,23 +212,45 @@ def _matmul_by(facts: Facts, call: Call, data: fx.Node, *, rows: bool) -> FoundL
     return FoundLinear(site, in_axis, out_axis, barrier, Bias.BUILT_IN if add else Bias.OPERATOR)
 
 
-def _bias_add(facts: Facts, call: Call, channels: Any, back: int) -> Call | None:
-    """The add of a constant along the channels that alone reads a product."""
-    if len(call.node.users) != 1:
-        return None
-    user = next(iter(call.node.users))
-    add = facts.call_of(user)
-    if add is None or add.op != "add" or add["alpha"] not in (1, None):
-        return None
-    constant = _added(facts, add)
+def _bias_add(
+    facts: Facts, call: Call, channels: Any, back: int
+) -> tuple[Call | None, tuple[fx.Node, ...]]:
+    """The add of a constant along the channels that alone reads a product, and views between."""
+    node, views = call.node, []
+    user = _only_reader(facts, node)
+    while (
+        back == 1 and user is not None and user.op in _VIEWS and _keeps_last(facts, user, channels)
+    ):
+        node = user.node
+        views.append(node)
+        user = _only_reader(facts, node)
+    if user is None or user.op != "add" or user["alpha"] not in (1, None):
+        return None, ()
+    constant = _added(facts, user)
     if constant is None or facts.constants.name(constant) is None or not facts.is_float(constant):
-        return None
-    stored, made = facts.shape(constant), facts.shape(call.node)
+        return None, ()
+    stored, made = facts.shape(constant), facts.shape(node)
     if stored is None:
-        return None
+        return None, ()
     lies = tuple(channels if i == len(stored) - back else 1 for i in range(len(stored)))
     allowed = 1 if made is None else len(made)
-    return add if len(stored) <= allowed and stored in (lies, (1,) * len(stored)) else None
+    fits = len(stored) <= allowed and stored in (lies, (1,) * len(stored))
+    return (user, tuple(views)) if fits else (None, ())
+
+
+_VIEWS = frozenset({"view", "_unsafe_view", "reshape"})
+
+
+def _only_reader(facts: Facts, node: fx.Node) -> Call | None:
+    """The one operation that reads ``node``, if there is one."""
+    if len(node.users) != 1 or node in facts.walk.outputs:
+        return None
+    return facts.call_of(next(iter(node.users)))
+
+
+def _keeps_last(facts: Facts, view: Call, channels: Any) -> bool:
+    before, after = facts.shape(view["input"]), facts.shape(view.node)
+    return bool(before and after) and before[-1] == after[-1] == channels  # type: ignore[index]
 
 
 def _added(facts: Facts, add: Call) -> Any:

@@ -103,8 +103,10 @@ class ModuleEditor:
             module._buffers[argument] = tensor
         else:
             module.register_parameter(argument, nn.Parameter(tensor, old.requires_grad))
-        if argument == "weight" and isinstance(module, _NormBase):
+        if argument == "weight" and isinstance(module, _NormBase | nn.GroupNorm):
             module.affine = True
+        if argument == "weight" and isinstance(module, nn.LayerNorm | nn.RMSNorm):
+            module.elementwise_affine = True
 
     def bypass(self, value: fx.Node, data: fx.Node) -> None:
         """Note that the step whose output is ``value`` vanished."""

@@ -82,7 +82,11 @@ def _norm(asked: Asked, axis: int, channels: int, bias: Bias) -> Norm:
     if any(position and node.users for position, node in asked.results.items()):
         raise UnstatedError  # its mean or its deviation is read, too
     weight = held_weight(asked.facts, asked.call["weight"], asked.readers)
-    if weight is not None and asked.facts.shape(asked.call["weight"]) != (channels,):
+    if asked.call["weight"] is None:
+        # It has a place for one; until it is made nobody reads it.
+        dtype = asked.facts.dtype(made) or "of an unknown type"
+        weight = Weight(f"'{asked.name}'", dtype, (asked.name,))
+    elif weight is not None and asked.facts.shape(asked.call["weight"]) != (channels,):
         raise UnstatedError
     return Norm(
         name=asked.name, op_type=asked.op_type, inputs=asked.inputs,

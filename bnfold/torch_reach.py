@@ -18,7 +18,7 @@ from torch import nn
 
 _IGNORED = ("CACHE", "EXTENDED_ARG", "RESUME", "PRECALL")
 _ATTRIBUTE = ("LOAD_ATTR", "LOAD_METHOD")
-_OF_SELF = ("LOAD_ATTR", "LOAD_METHOD", "STORE_ATTR", "DELETE_ATTR", "LOAD_SUPER")
+_OF_SELF = ("LOAD_ATTR", "LOAD_METHOD", "STORE_ATTR", "DELETE_ATTR", "LOAD_SUPER", "GET_ITER")
 _SELF = ("LOAD_FAST", "LOAD_DEREF", "LOAD_FAST_BORROW")
 
 
@@ -75,16 +75,19 @@ class _Search:
         """A method of the module, once."""
         function = getattr(type(self.module), method, None)
         function = getattr(function, "__wrapped__", function)
-        if method not in self._read and isinstance(function, FunctionType):
+        if not isinstance(function, FunctionType) or _is_of_torch_code(function):
+            return
+        if method not in self._read:
             self._read.add(method)
+            own = function.__code__.co_varnames[:1]
             for code in _codes(function.__code__):
-                self._read_code(code)
+                self._read_code(code, own)
 
-    def _read_code(self, code: CodeType) -> None:
+    def _read_code(self, code: CodeType, own: tuple[str, ...]) -> None:
         steps = [step for step in dis.get_instructions(code) if step.opname not in _IGNORED]
         known: Any = None
         for step, after in zip(steps, [*steps[1:], None], strict=True):
-            if step.opname in _SELF and step.argval == "self":
+            if step.opname in _SELF and step.argval in own:
                 known = self.module
                 if after is None or not after.opname.startswith(_OF_SELF):
                     self._hand_over()
@@ -150,6 +153,10 @@ def _own_names(module: nn.Module) -> set[str]:
     )
     names = {name for group in groups for name in group if not name.startswith("__")}
     return names - {"forward"}
+
+
+def _is_of_torch_code(function: FunctionType) -> bool:
+    return function.__module__.startswith("torch.")
 
 
 def _is_torch(module: nn.Module) -> bool:

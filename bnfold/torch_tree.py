@@ -129,6 +129,8 @@ class ModuleTree:
 
     def weight_is_ours(self, site: LinearSite | NormSite) -> bool:
         """Whether the weight of an operator can be written."""
+        if isinstance(site, NormSite) and site.call["weight"] is None:
+            return leaf_arguments(self.at(site.call)) is not None
         if isinstance(site, NormSite):
             return self._is_own(site.call, "weight", site.call["weight"])
         root = root_of(self.facts, site.weight, site.layout)

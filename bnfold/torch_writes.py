@@ -14,7 +14,7 @@ from bnfold.folding import FoldRefusedError
 from bnfold.planning import Reason
 from bnfold.torch_arrays import as_array
 from bnfold.torch_calls import Call
-from bnfold.torch_constants import MOVES
+from bnfold.torch_constants import MOVES, UncomputableError
 from bnfold.torch_describe import Described
 from bnfold.torch_edit import Editor
 from bnfold.torch_linear import storage
@@ -72,8 +72,7 @@ class Writer:
     def some_tensor(self, call: Call) -> Tensor:
         """A tensor that stands where those stand that ``call`` reads."""
         names = [name for value in call.arguments.values() for name in self._roots(value)]
-        tensors = self._editor.tensors
-        return tensors[names[0]] if names else next(iter(tensors.values()))
+        return self._editor.tensors[names[0] if names else self._any()]
 
     def _roots(self, argument: Any) -> tuple[str, ...]:
         return self._constants.roots(argument)
@@ -81,7 +80,12 @@ class Writer:
     def _like(self, argument: Any) -> str:
         """The tensor beside which one that takes the place of ``argument`` belongs."""
         found = self._roots(argument)
-        return found[0] if found else next(iter(self._editor.tensors))
+        return found[0] if found else self._any()
+
+    def _any(self) -> str:
+        for name in self._editor.tensors:
+            return name
+        raise UncomputableError("the graph holds no tensor beside which a new one could stand")
 
     # ---- tensors ----
 
@@ -112,6 +116,8 @@ class Writer:
         """``tensor`` as ``argument`` that ``call`` did not have, named like its ``given``."""
         like = self._like(given)
         path = like.rpartition(".")[0] if call.module is None else str(call.node.target)
+        if given is None and call.module is None:
+            path = self._described.facts.place(call).path
         return self._named(call, argument, f"{path}.{argument}".lstrip("."), tensor, like)
 
     def _named(self, call: Call, argument: str, name: str, tensor: Tensor, like: str) -> Edit:
@@ -168,7 +174,7 @@ class Writer:
     def _replace(self, site: StepSite, op: str, tensor: Tensor) -> None:
         node, resolve = site.call.node, self._described.facts.walk.resolve
         data = next(n for n in node.all_input_nodes if resolve(n) is site.data)
-        like = next(iter(self._editor.tensors))
+        like = self._any()
         name = self._editor.add(f"{node.name}_merged", tensor, like)
         node.op, node.target = "call_function", getattr(torch.ops.aten, op).Tensor
         node.args, node.kwargs = (data, data), {}
