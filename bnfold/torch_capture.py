@@ -128,8 +128,9 @@ def _quiet() -> Iterator[None]:
     logger.disabled = True
     try:
         with redirect_stderr(io.StringIO()), warnings.catch_warnings():
-            # Attributes that a forward sets are set back.
-            warnings.filterwarnings("ignore", "The tensor attributes? .* assigned during export")
+            # Whatever torch says of the export: attributes that a forward sets are set back, and
+            # what can't be exported is in the error.
+            warnings.simplefilter("ignore")
             yield
     finally:
         logger.disabled = before

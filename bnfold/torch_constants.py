@@ -60,6 +60,7 @@ class Constants:
     ) -> None:
         self._held, self._tensors = held, tensors
         self.changed = changed | _mutated(walk, held)
+        self.holds_doubles = any(t.dtype is torch.float64 for t in tensors.values())
         self._calls: dict[fx.Node, Call] = {}
         self._values: dict[fx.Node, Any] = {}
         for call in walk.calls:
@@ -164,8 +165,10 @@ class Constants:
         node = call.node
         if call.op in _CASTS and _is_float_cast(call):
             return self._wide(call["input"])
-        args = _mapped(node.args, self._wide)
-        kwargs = _mapped(node.kwargs, self._wide)
+        types = [self.of_name(name).dtype for name in self.roots(node)]
+        number = _same if torch.float64 in types else _as_float32
+        args = _mapped(node.args, self._wide, number)
+        kwargs = _mapped(node.kwargs, self._wide, number)
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         assert callable(node.target)
@@ -178,15 +181,26 @@ class Constants:
         return found.double() if found.is_floating_point() else found
 
 
-def _mapped(value: Any, of: Callable[[fx.Node], Any]) -> Any:
-    """``value`` with every node in it replaced."""
+def _mapped(value: Any, of: Callable[[fx.Node], Any], number: Callable[[float], float]) -> Any:
+    """``value`` with every node and every number with a point in it replaced."""
     if isinstance(value, fx.Node):
         return of(value)
+    if isinstance(value, float):
+        return number(value)
     if isinstance(value, dict):
-        return {key: _mapped(entry, of) for key, entry in value.items()}
+        return {key: _mapped(entry, of, number) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_mapped(entry, of) for entry in value)
+        return type(value)(_mapped(entry, of, number) for entry in value)
     return value
+
+
+def _same(number: float) -> float:
+    return number
+
+
+def _as_float32(number: float) -> float:
+    """What a number in code is beside tensors that are no doubles."""
+    return float(np.float32(number))
 
 
 def _is_float_cast(call: Call) -> bool:

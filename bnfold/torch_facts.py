@@ -150,6 +150,11 @@ class Facts:
         """Whether a tensor is of a float type, or may be: where nothing is known, it is."""
         return self.dtype(argument) in {*DTYPES.values(), None}
 
+    def is_double(self, argument: Any) -> bool:
+        """Whether a tensor is of float64; where nothing is known, if the graph holds such."""
+        found = self.dtype(argument)
+        return found == "DOUBLE" if found is not None else self.constants.holds_doubles
+
     def is_tensor(self, node: fx.Node) -> bool:
         """Whether ``node`` is a tensor, as far as is known."""
         if "val" in node.meta:

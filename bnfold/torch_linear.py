@@ -19,7 +19,7 @@ from bnfold.affine import Layout, in_channels, out_channels
 from bnfold.channel_graph import Bias, Linear, Weight
 from bnfold.torch_calls import Call
 from bnfold.torch_constants import MOVES
-from bnfold.torch_facts import Facts, Shape
+from bnfold.torch_facts import DTYPES, Facts, Shape
 
 Readers = Callable[[Any], tuple[str, ...]]
 
@@ -334,6 +334,9 @@ def weight_of(facts: Facts, site: LinearSite, readers: Readers) -> Weight | None
     shape = facts.shape(site.weight)
     if root is None:
         dtype = facts.dtype(site.weight) or "of an unknown type"
+        roots = [facts.constants.of_name(name) for name in facts.constants.roots(site.weight)]
+        if not all(tensor.dtype in DTYPES for tensor in roots):
+            dtype = "numbers computed from integers"
         return Weight(f"'{site.weight.name}'", dtype, readers(site.weight), 0, str(site.layout))
     tensor = facts.constants.stored(root.argument)
     if tensor.is_meta or shape is None:

@@ -86,13 +86,15 @@ class _Search:
     def _read_code(self, code: CodeType, own: tuple[str, ...]) -> None:
         steps = [step for step in dis.get_instructions(code) if step.opname not in _IGNORED]
         known: Any = None
-        for step, after in zip(steps, [*steps[1:], None], strict=True):
+        called = False
+        for before, step, after in zip([None, *steps], steps, [*steps[1:], None], strict=False):
             if step.opname in _SELF and step.argval in own:
                 known = self.module
-                if after is None or not after.opname.startswith(_OF_SELF):
+                called = before is not None and before.opname == "PUSH_NULL"
+                if not _stays(before, after):
                     self._hand_over()
             elif step.opname in _ATTRIBUTE:
-                known = self._take(known, step, after)
+                known = self._take(known, step, after, called)
             else:
                 known = None
 
@@ -103,21 +105,41 @@ class _Search:
                 self.modules.add(id(part))
                 self.taken.update((id(part), name) for name in _own_names(part))
 
-    def _take(self, known: Any, step: dis.Instruction, after: dis.Instruction | None) -> Any:
+    def _take(
+        self, known: Any, step: dis.Instruction, after: dis.Instruction | None, called: bool
+    ) -> Any:
+        """What an attribute is; ``called`` says that the last of them is for a call."""
         name = step.argval
+        called = _is_call(step) or (called and not _is_looked_at(after)) or _is_pushed(after)
         if not isinstance(known, nn.Module):
             self.names.add(name)
             return None
-        if known is not self.module and not _is_call(step):
+        if known is not self.module and not called:
             self.taken.add((id(known), name))
         if known is self.module:
             self.read(name)
         elif name in _own_names(known):
             self.modules.add(id(known))
         found = known._modules.get(name)
-        if found is not None and not _is_call(step) and not _is_looked_at(after):
+        if found is not None and not called and not _is_looked_at(after):
             self.modules.add(id(found))
         return found
+
+
+_ASKING = ("getattr", "hasattr", "isinstance", "super", "type", "len", "enumerate", "zip",
+           "reversed", "iter", "id")  # fmt: skip
+
+
+def _stays(before: dis.Instruction | None, after: dis.Instruction | None) -> bool:
+    """Whether a module that is loaded is only asked for something, and goes nowhere."""
+    if before is not None and before.opname == "LOAD_GLOBAL" and before.argval in _ASKING:
+        return True
+    return after is not None and after.opname.startswith(_OF_SELF)
+
+
+def _is_pushed(after: dis.Instruction | None) -> bool:
+    """Whether it is the next thing to be called, with arguments that are gathered first."""
+    return after is not None and after.opname == "PUSH_NULL"
 
 
 def _is_call(step: dis.Instruction) -> bool:

@@ -195,12 +195,19 @@ def _binary(facts: Facts, call: Call) -> FoundStep | None:
         return None
     site = StepSite(call, data, placed.trailing, **_role(call.op, own))
     try:
-        taken = _binary_map(call, own, facts.constants.float64(call[own]).ravel())
+        taken = _binary_map(call, own, _numbers(facts, call[own], data).ravel())
     except UncomputableError as error:
         return FoundStep(site, placed.axis, None, Form.EITHER, unproved=str(error))
     if taken is None:
         return None
     return FoundStep(site, placed.axis, taken, Form.EITHER, unproved=placed.unproved)
+
+
+def _numbers(facts: Facts, constant: Any, data: fx.Node) -> F64:
+    """A constant in float64; a number in code is a float32 beside all but doubles."""
+    if not isinstance(constant, int | float) or facts.is_double(data):
+        return facts.constants.float64(constant)
+    return np.asarray(np.float32(constant), dtype=np.float64)
 
 
 def _keeps_type(facts: Facts, call: Call, data: fx.Node) -> bool:

@@ -95,6 +95,11 @@ class ModuleTree:
         """All paths of a module."""
         return self._paths[id(module)]
 
+    def first_path(self, path: str) -> str:
+        """Of all paths of the module at ``path`` the first one."""
+        module = self._modules.get(path)
+        return path if module is None else self._paths[id(module)][0]
+
     def is_simple(self, path: str) -> bool:
         """Whether the module at ``path`` makes one tensor of one tensor."""
         module = self._modules[path]
@@ -141,7 +146,7 @@ class ModuleTree:
     def code_of(self, site: StepSite) -> str:
         """The code that a step is written in, if it can't vanish from there."""
         for path in reversed(self.facts.place(site.call).paths):
-            removal = self.removals.get(path)
+            removal = self.removals.get(self.first_path(path))
             if removal is not None and site.call.node in removal.steps:
                 return ""
             if self.hooked(path):
@@ -274,7 +279,7 @@ def _removals(tree: ModuleTree) -> dict[str, Removal]:
     for call in tree.facts.walk.calls:
         place = tree.facts.place(call)
         for path, site in zip(place.paths, place.sites, strict=False):
-            sites[path][site].append(call)
+            sites[tree.first_path(path)][site].append(call)
     found: list[Removal] = []
     for path, calls in sites.items():
         if tree.has(path) and _may_go(tree, path):
@@ -374,13 +379,17 @@ class _Inside:
         """Whether somebody else reads a tensor that goes with the module."""
         own = [storage(tensor) for _, tensor in _own_tensors(self.tree.module(self.path))]
         return any(
-            self.path not in place.paths for key in own for place in self.tree.readers.get(key, ())
+            self.path not in map(self.tree.first_path, place.paths)
+            for key in own
+            for place in self.tree.readers.get(key, ())
         )
 
     def _child(self, place: Place) -> tuple[str, str]:
         """The module right inside of this one that an operation is done in, and its call."""
         at = place.sites.index(self.site) + 1 if self.site in place.sites else len(place.sites)
-        return (place.paths[at], place.sites[at]) if at < len(place.sites) else ("", "")
+        if at >= len(place.sites):
+            return "", ""
+        return self.tree.first_path(place.paths[at]), place.sites[at]
 
     def _ends_in(self, last: fx.Node) -> bool:
         """Whether nobody outside reads anything but the last node."""

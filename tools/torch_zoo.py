@@ -2,12 +2,13 @@
 
 usage: python -m tools.torch_zoo EXPORT.py [NAME ...] [--onnx FOLDER] [--json FILE]
 
-EXPORT.py is a Python file with ``SIZES`` (architectures by name) and ``build(name)``, which gives a
-module in evaluation mode and one input batch. ONNX twins are ``<name with _ for :>.onnx`` in FOLDER.
-For each architecture, in float64: how many steps stay in an ExportedProgram, in the module with and
-without example inputs, how many BatchNorms stay, the largest relative error, and how long planning
-and commit take beyond the capture. An error is wrong from 1e-9 on, and from 4 times what one unit in
-the last place of the input does to the unfolded model. `torch.fx.experimental.optimization.fuse` runs on the same.
+EXPORT.py has ``SIZES`` (architectures by name) and ``build(name)``, which gives a module in
+evaluation mode and one input batch. ONNX twins are ``<name with _ for :>.onnx`` in FOLDER. For each
+architecture, in float64: how many steps stay in an ExportedProgram, in the module with and without
+example inputs, how many BatchNorms stay, the largest relative error, and how long planning and
+commit take beyond the capture. An error is wrong from 1e-9 on, and from 4 times what one unit in
+the last place of the input does to the unfolded model (its noise). The same for
+`torch.fx.experimental.optimization.fuse`.
 """
 
 from __future__ import annotations
@@ -127,7 +128,9 @@ def _fused(model: nn.Module) -> int | None:
         fused = fuse(copy.deepcopy(model))
     except Exception:
         return None
-    nodes = fused.graph.find_nodes(op="call_function", target=torch.nn.functional.batch_norm)
+    assert isinstance(fused, torch.fx.GraphModule)
+    batch_norm = torch.nn.functional.batch_norm
+    nodes = fused.graph.find_nodes(op="call_function", target=batch_norm)
     return _norms(fused) + len(nodes)
 
 
@@ -157,7 +160,8 @@ def _line(row: Row) -> str:
     )
     worst = max(row[f"{way}_error"] for way in ("program", "module", "traced"))
     wrong = f"  WRONG: {', '.join(row['wrong'])}" if row["wrong"] else ""
-    return f"{row['name']:30}{cells} {row['capture_s']:7.2f}s {row['fold_s']:6.2f}s {worst:.0e} {row['noise']:.0e}{wrong}"
+    times = f"{row['capture_s']:7.2f}s {row['fold_s']:6.2f}s"
+    return f"{row['name']:30}{cells} {times} {worst:.0e} {row['noise']:.0e}{wrong}"
 
 
 def _sums(rows: list[Row]) -> Row:
