@@ -4,23 +4,35 @@ result = bnfold.fold(model)                      # .model of the same kind, .rep
 report = bnfold.explain(model)                   # the same plan, nothing changed
 bnfold.optimize("in.onnx", "out.onnx")           # file to file, checked
 bnfold.check("in.onnx", "out.onnx").raise_for_status()
+
+Models are ONNX (a path, a ModelProto, an onnx_ir.Model, a torch.onnx.ONNXProgram) or torch (an
+nn.Module, an fx.GraphModule, an ExportedProgram). `FoldAffineSteps` is a pass of onnx-ir,
+`rewrite_constants` gives an ExportedProgram other parameters.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bnfold.api import check, explain, fold, optimize
+    from bnfold.onnx_pass import FoldAffineSteps
+    from bnfold.torch_program import rewrite_constants
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "check", "explain", "fold", "optimize"]
+__all__ = [
+    "FoldAffineSteps", "__version__", "check", "explain", "fold", "optimize", "rewrite_constants",
+]  # fmt: skip
+
+# Loaded on first use, so that `bnfold --help` does not wait for onnx, nor ONNX for torch.
+_HOMES = {
+    "FoldAffineSteps": "bnfold.onnx_pass", "rewrite_constants": "bnfold.torch_program",
+    **dict.fromkeys(("check", "explain", "fold", "optimize"), "bnfold.api"),
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded on first use, so that `bnfold --help` does not wait for onnx.
-    if name in ("check", "explain", "fold", "optimize"):
-        from bnfold import api
-
-        return getattr(api, name)
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'bnfold' has no attribute '{name}'")

@@ -38,8 +38,6 @@ class OnnxProgram(Protocol):
 
 
 OnnxModel = onnx.ModelProto | ir.Model | OnnxProgram
-UNSHARE_BYTES = 64 << 20
-"""How many bytes of weights ``unshare=True`` may store again."""
 Progress = Callable[[str, float | None], None]
 
 
@@ -106,7 +104,7 @@ def fold(
             version 4 on a caller may override them, so that by default they are not folded).
         unshare: A weight that several operators read is scaled only where all of them agree. With
             True each may get a weight of its own where that frees a fold, as long as no more than
-            `UNSHARE_BYTES` are stored again; a number is another such limit, in bytes.
+            64 MiB are stored again; a number is another such limit, in bytes.
 
     Returns:
         The folded model of the same kind (for a path, an ``onnx_ir.Model`` that holds its weights)
@@ -119,7 +117,7 @@ def fold(
         UsageError: There is no such level, ``model`` is of a kind that is not supported, or an
             option is for models of another kind.
     """
-    options = _options(level, trust_initializers, unshare)
+    options = Options.of(level, trust_initializers, unshare)
     if _is_torch(model):
         from bnfold.torch_api import fold_torch, given
 
@@ -168,7 +166,7 @@ def explain(
     Raises:
         As `fold`.
     """
-    options = _options(level, trust_initializers, unshare)
+    options = Options.of(level, trust_initializers, unshare)
     if _is_torch(model):
         from bnfold.torch_api import explain_torch, given
 
@@ -220,7 +218,7 @@ def optimize(
         UsageError: ``target`` is ``source``, or an option is wrong.
         ProviderError: The check was asked for and onnxruntime or a provider is not there.
     """
-    options = _options(level, trust_initializers, unshare)
+    options = Options.of(level, trust_initializers, unshare)
     source, target = Path(source), Path(target)
     tell = on_progress or _silent
     with _simplified(source, target, simplify, tell) as start:
@@ -273,10 +271,6 @@ def check(
     tell = on_progress or _silent
     return _check(_readable(reference), _readable(candidate), providers, inputs, samples, seed,
                   None, tell)  # fmt: skip
-
-
-def _options(level: str, trust_initializers: bool, unshare: bool | int) -> Options:
-    return Options(level, trust_initializers, UNSHARE_BYTES if unshare is True else int(unshare))
 
 
 # ---- torch models ----

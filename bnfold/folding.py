@@ -32,6 +32,8 @@ from bnfold.passes import plan_local, plan_max
 from bnfold.planning import Absorption, Kept, Plan, Reason
 
 LEVELS = ("max", "local")
+UNSHARE_BYTES = 64 << 20
+"""How many bytes of weights ``unshare=True`` may store again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,11 @@ class Options:
         if self.level not in LEVELS:
             known = ", ".join(LEVELS)
             raise UsageError(f"there is no level '{self.level}'", todo=f"choose one of: {known}")
+
+    @classmethod
+    def of(cls, level: str, trust_initializers: bool, unshare: bool | int) -> Options:
+        """The options as callers give them: True is as much as `UNSHARE_BYTES`."""
+        return cls(level, trust_initializers, UNSHARE_BYTES if unshare is True else int(unshare))
 
     def plan(self, graph: ChannelGraph, refused: Mapping[int, Kept]) -> Plan:
         """Decide every affine step of ``graph``."""

@@ -12,9 +12,6 @@ from bnfold.onnx_model import fold_model, size_of
 from bnfold.onnx_shapes import infer_shapes
 from bnfold.report.model import Report
 
-UNSHARE_BYTES = 64 << 20
-"""How many bytes of weights ``unshare=True`` may store again, as in ``bnfold.fold``."""
-
 
 class FoldAffineSteps(ir.passes.InPlacePass):
     """Fold every affine step of a model that can be folded, in place.
@@ -29,7 +26,7 @@ class FoldAffineSteps(ir.passes.InPlacePass):
             direct neighbours.
         trust_initializers: Take initializers that are also graph inputs as constants.
         unshare: Whether a weight that several operators read may be stored once for each of
-            them where that frees a fold: True for as long as no more than `UNSHARE_BYTES` are
+            them where that frees a fold: True for as long as no more than 64 MiB are
             stored again; a number is another such limit, in bytes, of each run.
 
     Attributes:
@@ -48,8 +45,7 @@ class FoldAffineSteps(ir.passes.InPlacePass):
         trust_initializers: bool = False,
         unshare: bool | int = False,
     ) -> None:
-        limit = UNSHARE_BYTES if unshare is True else int(unshare)
-        self._options = Options(level, trust_initializers, limit)
+        self._options = Options.of(level, trust_initializers, unshare)
         self.report: Report | None = None
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:

@@ -76,6 +76,31 @@ def test_passes_and_reports_know_no_framework() -> None:
             assert not {name.split(".")[0] for name in imports(path)} & {"onnx", "onnx_ir", "torch"}
 
 
+def test_front_ends_do_not_know_each_other() -> None:
+    foreign = {
+        "bnfold.onnx_": ("torch", "bnfold.torch_"),
+        "bnfold.torch_": ("onnx", "onnx_ir", "onnxruntime", "bnfold.onnx_"),
+    }
+    for module, path in modules().items():
+        for front, others in foreign.items():
+            if module.startswith(front):
+                met = {n for n in imports(path) for o in others if is_of(n, o)}
+                assert not met, f"{module} imports {met}"
+
+
+def is_of(name: str, package: str) -> bool:
+    if package.endswith("_"):
+        return name.startswith(package)
+    return name == package or name.startswith(f"{package}.")
+
+
+def test_the_core_knows_no_torch() -> None:
+    known = ("bnfold.torch_", "bnfold.api", "bnfold.__init__")
+    for module, path in modules().items():
+        if not module.startswith(known):
+            assert not {name for name in imports(path) if name.split(".")[0] == "torch"}, module
+
+
 def test_nothing_imports_the_folder_passes_under_its_own_name() -> None:
     for path in ROOT.glob("*/**/*.py"):
         if ".venv" not in path.parts:

@@ -23,7 +23,7 @@ from torch._subclasses import FakeTensorMode
 from torch.onnx import TrainingMode
 
 import bnfold
-from bnfold.api import UNSHARE_BYTES
+from bnfold.folding import UNSHARE_BYTES
 from bnfold.errors import InvalidModelError, UsageError
 from bnfold.onnx_pass import FoldAffineSteps
 from models import build

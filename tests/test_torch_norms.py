@@ -140,7 +140,7 @@ BIASES: Mapping[str, tuple[Row, Bias, bool]] = {
         Bias.DYNAMIC, True),
     "nothing of its own": (bare(lambda x: F.layer_norm(x, (4,))), Bias.BUILT_IN, True),
     "nothing of its own, module": (
-        Row(nn.LayerNorm(4, elementwise_affine=True), -1, inputs=TOKENS), Bias.BUILT_IN, False),
+        Row(nn.LayerNorm(4, elementwise_affine=False), -1, inputs=TOKENS), Bias.BUILT_IN, True),
     "nothing of its own, groups": (
         bare(lambda x: F.group_norm(x, 2), inputs=IMAGE), Bias.BUILT_IN, True),
     "nothing of its own, space": (
