@@ -29,15 +29,6 @@ _Kind = tuple[Sign, ShiftRule]
 _RANKS = (1, 2, 3)
 
 
-def _checked(rule: Rule) -> Rule:
-    def checked(asked: Asked) -> Operator:
-        if "input" not in asked.call.arguments:
-            raise UnstatedError  # it is not ATen's operation of this name
-        return rule(asked)
-
-    return checked
-
-
 def _one_of_several(asked: Asked) -> None:
     """Refuse an operation of several outputs that somebody takes all at once."""
     if asked.results.get(0) is asked.call.node:
@@ -200,7 +191,7 @@ def _grid_sample(asked: Asked) -> Operator:
     return asked.tie(*(_LINEAR if zeros else _MEAN), Way(0, _images(asked, asked.rank() - 2)))
 
 
-_RULES: Mapping[str, Rule] = {
+POOLING: Mapping[str, Rule] = {
     **{f"max_pool{n}d": _max_pool(n) for n in _RANKS},
     **{f"max_pool{n}d_with_indices": _max_pool(n, several=True) for n in _RANKS},
     **{f"adaptive_max_pool{n}d": _max_pool(n, several=True) for n in _RANKS},
@@ -225,5 +216,3 @@ _RULES: Mapping[str, Rule] = {
     "cummax": _ordered(keeps_axis=True), "cummin": _ordered(keeps_axis=True),
     "kthvalue": _ordered(keeps_axis=False), "cumsum": _cumulated,
 }  # fmt: skip
-
-POOLING: Mapping[str, Rule] = {name: _checked(rule) for name, rule in _RULES.items()}

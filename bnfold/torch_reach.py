@@ -11,7 +11,8 @@ from __future__ import annotations
 import dis
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from types import CodeType, FunctionType
+from itertools import takewhile
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from torch import nn
@@ -26,17 +27,24 @@ _SELF = ("LOAD_FAST", "LOAD_DEREF", "LOAD_FAST_BORROW")
 class Reach:
     """What code takes apart: modules that it knows, and names that it takes from anything.
 
-    ``taken`` are all attributes that it takes from modules that it knows, but for calls of these.
+    ``taken`` are all attributes that it takes from modules that it knows, but for calls of these;
+    ``asked`` the classes of modules that it asks for by ``isinstance``.
     """
 
     modules: frozenset[int] = frozenset()
     names: frozenset[str] = frozenset()
     taken: frozenset[tuple[int, str]] = frozenset()
+    asked: frozenset[type] = frozenset()
 
     def __or__(self, other: Reach) -> Reach:
         return Reach(
-            self.modules | other.modules, self.names | other.names, self.taken | other.taken
-        )
+            self.modules | other.modules, self.names | other.names, self.taken | other.taken,
+            self.asked | other.asked,
+        )  # fmt: skip
+
+    def asks_for(self, module: nn.Module) -> bool:
+        """Whether it takes another path for a module of the class of ``module``."""
+        return isinstance(module, tuple(self.asked))
 
     def takes(self, module: nn.Module, names: Iterable[str]) -> bool:
         """Whether it takes one of these attributes from ``module``, or from what may be that."""
@@ -58,7 +66,10 @@ def reach_of(module: nn.Module) -> Reach:
         return Reach()
     search = _Search(module)
     search.read("forward")
-    return Reach(frozenset(search.modules), frozenset(search.names), frozenset(search.taken))
+    return Reach(
+        frozenset(search.modules), frozenset(search.names), frozenset(search.taken),
+        frozenset(search.asked),
+    )  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -69,6 +80,7 @@ class _Search:
     modules: set[int] = field(default_factory=set)
     names: set[str] = field(default_factory=set)
     taken: set[tuple[int, str]] = field(default_factory=set)
+    asked: set[type] = field(default_factory=set)
     _read: set[str] = field(default_factory=set)
 
     def read(self, method: str) -> None:
@@ -82,15 +94,18 @@ class _Search:
             own = function.__code__.co_varnames[:1]
             for code in _codes(function.__code__):
                 self._read_code(code, own)
+                self.asked.update(_asked(code, function.__globals__))
 
     def _read_code(self, code: CodeType, own: tuple[str, ...]) -> None:
         steps = [step for step in dis.get_instructions(code) if step.opname not in _IGNORED]
         known: Any = None
         called = False
-        for before, step, after in zip([None, *steps], steps, [*steps[1:], None], strict=False):
+        for place, step in enumerate(steps):
+            before, after = steps[place - 1] if place else None, (*steps, None)[place + 1]
             if step.opname in _SELF and step.argval in own:
                 known = self.module
                 called = before is not None and before.opname == "PUSH_NULL"
+                called = called and not _is_indexed(steps[place:])
                 if not _stays(before, after):
                     self._hand_over()
             elif step.opname in _ATTRIBUTE:
@@ -135,6 +150,29 @@ def _stays(before: dis.Instruction | None, after: dis.Instruction | None) -> boo
     if before is not None and before.opname == "LOAD_GLOBAL" and before.argval in _ASKING:
         return True
     return after is not None and after.opname.startswith(_OF_SELF)
+
+
+def _is_indexed(steps: list[dis.Instruction]) -> bool:
+    """Whether an entry of something is taken before the next call."""
+    ahead = takewhile(lambda step: not step.opname.startswith("CALL"), steps)
+    return any(step.opname == "BINARY_SUBSCR" for step in ahead)
+
+
+def _asked(code: CodeType, names: Mapping[str, Any]) -> Iterator[type]:
+    """The classes of modules that code names, if it asks for classes at all."""
+    if "isinstance" not in code.co_names and "type" not in code.co_names:
+        return
+    found: Any = None
+    for step in dis.get_instructions(code):
+        if step.opname == "LOAD_GLOBAL":
+            found = names.get(step.argval)
+        elif step.opname in _ATTRIBUTE and isinstance(found, ModuleType):
+            found = getattr(found, step.argval, None)
+        elif step.opname not in _IGNORED:
+            found = None
+        for kind in found if isinstance(found, tuple) else (found,):
+            if isinstance(kind, type) and issubclass(kind, nn.Module) and kind is not nn.Module:
+                yield kind
 
 
 def _is_pushed(after: dis.Instruction | None) -> bool:

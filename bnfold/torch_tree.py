@@ -107,6 +107,10 @@ class ModuleTree:
             return True
         return self.observed.is_simple(module)
 
+    def is_asked_for(self, module: nn.Module) -> bool:
+        """Whether code of the tree does something else for modules of another class."""
+        return self._reach.asks_for(module)
+
     def is_taken_apart(self, module: nn.Module, *names: str) -> bool:
         """Whether code of the tree takes one of these attributes of ``module``."""
         return self._reach.takes(module, names)
@@ -227,7 +231,7 @@ class ModuleTree:
         read = {place for call in self.facts.walk.calls for place in self.facts.place(call).paths}
         read.add(self.facts.prefix)
         for path, module in self.root.named_modules():
-            if read.isdisjoint(self._paths[id(module)]):
+            if _has_forward(module) and read.isdisjoint(self._paths[id(module)]):
                 for name, tensor in _own_tensors(module):
                     self._others[storage(tensor)].append(f"{path}.{name}".lstrip("."))
         for name in self.outside:
@@ -235,6 +239,13 @@ class ModuleTree:
             other = getattr(self._modules.get(path), attribute, None)
             if isinstance(other, Tensor):
                 self._others[storage(other)].append(name)
+
+
+def _has_forward(module: nn.Module) -> bool:
+    """A ParameterList has none: it only holds what others read."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return True
+    return type(module).forward is not nn.Module.forward or "forward" in vars(module)
 
 
 def _is_activation(module: nn.Module) -> bool:
@@ -302,7 +313,7 @@ def _may_go(tree: ModuleTree, path: str) -> bool:
         return False  # code that was not captured may call it, too
     if tree.hooked(path) or "forward" in vars(module) or module is tree.root:
         return False
-    if tree.is_taken_apart(module, *_attributes(module)):
+    if tree.is_asked_for(module) or tree.is_taken_apart(module, *_attributes(module)):
         return False  # nn.Identity has none of these
     return tree.is_simple(path)
 

@@ -751,8 +751,7 @@ TAKEN: dict[str, Callable[..., Any]] = {
     [
         TAKEN["by a function"],
         TAKEN["through another name"],
-        pytest.param(TAKEN["by its own code"],
-                     marks=pytest.mark.xfail(reason="an index counts as a call")),
+        TAKEN["by its own code"],
     ],
     ids=["by a function", "through another name", "by its own code"],
 )  # fmt: skip
@@ -880,7 +879,6 @@ HELD: dict[str, Callable[[nn.Module, nn.Module], Any]] = {
 
 
 @CAPTURES
-@pytest.mark.xfail(reason="what is held outside of the tree is still the norm")
 @pytest.mark.parametrize("hold", HELD.values(), ids=HELD.keys())
 def test_a_layer_that_is_held_outside_of_the_tree_is_folded_there_too(
     hold: Callable[[nn.Module, nn.Module], Any], kind: str
@@ -899,14 +897,12 @@ def asks_for_the_class(self: Any, x: Tensor) -> Any:
 
 
 @CAPTURES
-@pytest.mark.xfail(reason="code that asks for the class of a norm finds none")
 def test_code_that_asks_for_the_class_of_a_layer_finds_it(kind: str) -> None:
     model = lively(made(asks_for_the_class, layers=nn.ModuleList([conv(), norm()])))
     x = random(*IMAGE)
     assert agree(model, folded(kind, model, [x]).model, x)
 
 
-@pytest.mark.xfail(reason="a list of parameters counts as code that was not captured")
 def test_a_weight_in_a_list_of_parameters_folds() -> None:
     model = lively(
         made(

@@ -209,6 +209,8 @@ UNSTATED = {
     "repeated as counted": Row(
         lambda x, n: x.repeat_interleave(n, 1), 0, inputs=(IMAGE, (4,)),
         given={1: torch.tensor([1, 2, 1, 0])}, skips=(EXPORTED, DECOMPOSED)),
+    "two arrays around an entry": Row(
+        lambda x: x[:, NEAR.long(), 0, NEAR.long()], 0, skips=(EXPORTED, DECOMPOSED)),
     "masked_select": Row(lambda x, m: x.masked_select(m), 0, inputs=TWO,
                          given={1: random(*IMAGE) > 0}, skips=(EXPORTED, DECOMPOSED)),
 }  # fmt: skip
