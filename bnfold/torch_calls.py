@@ -122,6 +122,8 @@ def _named(node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> _Named | N
         if len(args) == 2 and isinstance(args[0], int | float):
             return op, {"input": args[0], "other": args[1]}, ""
         return _by_name(op, args, kwargs)
+    if target is getattr and args[1] in _TURNS:
+        return _TURNS[args[1]], {"input": args[0]}, ""
     if target is getattr:
         return "getattr", {"0": args[0], "1": args[1]}, ""
     if target is torch._assert:
@@ -154,6 +156,8 @@ _OPERATORS: Mapping[Any, str] = {
 
 _METHODS = frozenset({"float", "double", "half", "bfloat16"})  # which ATen knows as `to`
 
+_TURNS = {"T": "numpy_T", "mT": "mT"}  # attributes that ATen knows as operations
+
 _IN_PLACE_FLAG = frozenset({
     "relu", "relu6", "leaky_relu", "hardtanh", "silu", "hardswish", "hardsigmoid", "elu", "selu",
     "celu", "rrelu", "threshold", "mish", "dropout", "dropout1d", "dropout2d", "dropout3d",
@@ -181,6 +185,7 @@ def _by_function(
         return None
     known = getattr(torch, name, None) is target or getattr(functional, name, None) is target
     known = known or getattr(torch._C._nn, name, None) is target
+    known = known or getattr(torch.linalg, name.removeprefix("linalg_"), None) is target
     return _by_name(name, args, kwargs) if known else None
 
 
@@ -290,6 +295,8 @@ def _by_schema(
         written = parameter.alias_info is not None and parameter.alias_info.is_write
         mutates = mutates or (name if written else "")
     op = overload._opname
+    if op == "detach_":
+        mutates = ""  # what changes has nothing to do with numbers
     return (op.removesuffix("_") if not op.startswith("_") else op), arguments, mutates
 
 
