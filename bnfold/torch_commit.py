@@ -33,8 +33,9 @@ from bnfold.torch_describe import Described, NormSite, PadSite
 from bnfold.torch_edit import Editor
 from bnfold.torch_facts import DTYPES
 from bnfold.torch_inplace import Conflict, conflicts
-from bnfold.torch_linear import LinearSite, root_of, storage
+from bnfold.torch_linear import LinearSite
 from bnfold.torch_steps import StepSite
+from bnfold.torch_weights import root_of, storage
 from bnfold.torch_writes import Edit, Writer
 
 _TORCH = {name: dtype for dtype, name in DTYPES.items()}

@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from bnfold.torch_calls import Call, Held
+from bnfold.torch_calls import Call
+from bnfold.torch_schemas import Held
 from bnfold.torch_walk import Walk
 
 _MADE = frozenset({

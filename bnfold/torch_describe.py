@@ -20,15 +20,17 @@ from bnfold.channel_graph import (
     Tie,
     Value,
 )
-from bnfold.torch_calls import Call, Held
+from bnfold.torch_calls import Call
 from bnfold.torch_facts import Facts
 from bnfold.torch_inplace import Conflict, conflicts
-from bnfold.torch_linear import FoundLinear, LinearSite, as_operator, find_linear, storage
+from bnfold.torch_linear import FoundLinear, LinearSite, as_operator, find_linear
 from bnfold.torch_observe import is_watched_globally
 from bnfold.torch_reparam import foreign_hooks
+from bnfold.torch_schemas import Held
 from bnfold.torch_steps import FoundStep, StepSite, find_step
 from bnfold.torch_ties import find_tie
 from bnfold.torch_walk import parts
+from bnfold.torch_weights import storage
 
 
 @dataclass(frozen=True, slots=True, eq=False)

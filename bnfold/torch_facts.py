@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from bnfold.channel_graph import Dim
-from bnfold.torch_calls import Call, Held
+from bnfold.torch_calls import Call
 from bnfold.torch_constants import Constants
+from bnfold.torch_schemas import Held
 from bnfold.torch_walk import Walk
 
 Shape = tuple[Dim, ...]

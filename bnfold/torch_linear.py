@@ -13,15 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, fx
+from torch import fx
 
 from bnfold.affine import Layout, in_channels, out_channels
-from bnfold.channel_graph import Bias, Linear, Weight
+from bnfold.channel_graph import Bias, Linear
 from bnfold.torch_calls import Call
-from bnfold.torch_constants import MOVES
-from bnfold.torch_facts import DTYPES, Facts, Shape
-
-Readers = Callable[[Any], tuple[str, ...]]
+from bnfold.torch_facts import Facts, Shape
+from bnfold.torch_weights import Readers, root_of, weight_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -276,88 +274,13 @@ _FINDERS: dict[str, Callable[[Facts, Call], FoundLinear | None]] = {
 }  # fmt: skip
 
 
-# ---- weights ----
-
-
-@dataclass(frozen=True, slots=True)
-class Root:
-    """The tensor that a weight is, as the graph holds it."""
-
-    argument: Any
-    layout: Layout
-
-
-def root_of(facts: Facts, weight: Any, layout: Layout) -> Root | None:
-    """Where a weight is stored, and its layout there; None when it is computed."""
-    while facts.constants.name(weight) is None:
-        call = facts.constants.computed(weight) if isinstance(weight, fx.Node) else None
-        if call is None or not isinstance(call["input"], fx.Node):
-            return None
-        if call.op in _REPEATS and _keeps_matrix(facts, call) and layout.out_axis < 0:
-            weight = call["input"]
-            continue
-        if call.op not in MOVES:
-            return None
-        if _swaps(facts, call):
-            if len(facts.shape(weight) or ()) != 2:
-                return None
-            # Counted from either end, the two axes change places.
-            layout = Layout(layout.in_axis, layout.out_axis)
-        weight = call["input"]
-    return Root(weight, layout)
-
-
-_REPEATS = frozenset({"expand", "unsqueeze", "view", "reshape", "_unsafe_view"})
-
-
-def _keeps_matrix(facts: Facts, call: Call) -> bool:
-    """Whether the last two axes are what they were, with or without batches of the same before."""
-    before, after = facts.shape(call["input"]), facts.shape(call.node)
-    if before is None or after is None or len(before) != 2:
-        return False
-    return tuple(before) == tuple(after[-2:])
-
-
-def _swaps(facts: Facts, call: Call) -> bool:
-    """Whether a move changes the order of axes."""
-    before = facts.shape(call["input"])
-    if call.op == "permute":
-        return list(call["dims"]) not in (list(range(len(before or ()))), [])
-    return call.op in ("t", "transpose", "numpy_T")
-
-
-def weight_of(facts: Facts, site: LinearSite, readers: Readers) -> Weight | None:
-    """The weight of a linear operator in the neutral vocabulary; None when it is no constant."""
-    if not facts.constants.is_constant(site.weight):
-        return None
-    root = root_of(facts, site.weight, site.layout)
-    shape = facts.shape(site.weight)
-    if root is None:
-        dtype = facts.dtype(site.weight) or "of an unknown type"
-        roots = [facts.constants.of_name(name) for name in facts.constants.roots(site.weight)]
-        if not all(tensor.dtype in DTYPES for tensor in roots):
-            dtype = "numbers computed from integers"
-        return Weight(f"'{site.weight.name}'", dtype, readers(site.weight), 0, str(site.layout))
-    tensor = facts.constants.stored(root.argument)
-    if tensor.is_meta or shape is None:
-        return None
-    stored = facts.dtype(root.argument) or "of an unknown type"
-    view = f"{root.layout} {tuple(tensor.shape)} {tensor.storage_offset()}"
-    return Weight(storage(tensor), stored, readers(root.argument), tensor.nbytes, view)
-
-
-def storage(tensor: Tensor) -> str:
-    """What two tensors have in common if a change of one is a change of the other."""
-    return f"{tensor.untyped_storage()._cdata:x}"
-
-
 def as_operator(
     facts: Facts, found: FoundLinear, number: Callable[[fx.Node], int], readers: Readers
 ) -> Linear:
     """The linear operator in the neutral vocabulary."""
     site = found.site
     shape = facts.shape(site.weight) if facts.constants.is_constant(site.weight) else None
-    weight = weight_of(facts, site, readers)
+    weight = weight_of(facts, site.weight, site.layout, readers)
     sizes = tuple(int(d) for d in shape or () if isinstance(d, int))
     known = weight is not None and shape is not None and len(sizes) == len(shape)
     read = [v for v in site.call.nodes if v is not site.data and facts.is_tensor(v)]

@@ -13,8 +13,8 @@ from typing import Any
 from bnfold.channel_graph import Bias, Norm, Weight
 from bnfold.torch_constants import UncomputableError
 from bnfold.torch_facts import DTYPES, Facts
-from bnfold.torch_linear import storage
 from bnfold.torch_rules import Asked, Rule, UnstatedError
+from bnfold.torch_weights import storage
 
 _SEVERAL = frozenset({"native_layer_norm", "native_group_norm", "_fused_rms_norm"})
 

@@ -108,6 +108,14 @@ def owned(module: nn.Module, lent: Mapping[int, Tensor]) -> None:
                     store[name] = copy.deepcopy(value, memo)
 
 
+def own_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """The parameters and buffers of ``module`` itself that hold numbers, by name."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return []
+    both = {**module._parameters, **module._buffers}
+    return [(n, t) for n, t in both.items() if t is not None and not is_lazy(t)]
+
+
 def _as_lazy(tensor: Tensor) -> Tensor:
     kind: Any = type(tensor)
     return cast(Tensor, kind(tensor.requires_grad, tensor.device, tensor.dtype))

@@ -12,9 +12,10 @@ from torch import Tensor, fx
 
 from bnfold.channel_graph import Operator, Route, ValueId
 from bnfold.stating import Links, Stating, UnstatedError, Way, axes_of, axis_of, known
-from bnfold.torch_calls import Call, Held
+from bnfold.torch_calls import Call
 from bnfold.torch_constants import UncomputableError
 from bnfold.torch_facts import Facts, Shape
+from bnfold.torch_schemas import Held
 
 __all__ = ["Asked", "Links", "Rule", "UnstatedError", "Way", "axes_of", "axis_of"]
 

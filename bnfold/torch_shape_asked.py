@@ -10,7 +10,8 @@ from typing import Any, Protocol
 from torch import Tensor, fx
 
 from bnfold.channel_graph import Dim
-from bnfold.torch_calls import Call, Held
+from bnfold.torch_calls import Call
+from bnfold.torch_schemas import Held
 
 Shape = tuple[Dim, ...]
 

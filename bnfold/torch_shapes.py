@@ -21,10 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from bnfold.torch_calls import Call, Held
+from bnfold.torch_calls import Call
 from bnfold.torch_constants import Constants, UncomputableError
 from bnfold.torch_leaves import is_unmodified
 from bnfold.torch_reparam import foreign_hooks
+from bnfold.torch_schemas import Held
 from bnfold.torch_shape_asked import Array, Asked, Known, Number, Pieces, Rule, Shape
 from bnfold.torch_shape_index import INDICES
 from bnfold.torch_shape_layers import LAYERS

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.parameter import is_lazy
 
 from bnfold.channel_graph import Affine, Bias
 from bnfold.planning import Kept, Plan, Reason
@@ -23,26 +22,18 @@ from bnfold.torch_calls import Call
 from bnfold.torch_describe import Described, NormSite
 from bnfold.torch_facts import Facts, Place
 from bnfold.torch_leaves import is_unmodified, leaf_arguments
-from bnfold.torch_linear import LinearSite, root_of, storage
+from bnfold.torch_linear import LinearSite
 from bnfold.torch_observe import Observed
 from bnfold.torch_reach import Reach, reach_of
-from bnfold.torch_reparam import foreign_hooks, reparametrised
-from bnfold.torch_steps import StepSite, find_step
-from bnfold.torch_walk import parts
+from bnfold.torch_removals import Removal, removals_of
+from bnfold.torch_reparam import foreign_hooks, own_tensors, reparametrised
+from bnfold.torch_steps import StepSite
+from bnfold.torch_weights import root_of, storage
 
 _LINEAR = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
     nn.Linear,
 )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Removal:
-    """A module that can vanish: ``steps`` are the nodes of its steps, ``left`` what stays of it."""
-
-    path: str
-    steps: frozenset[fx.Node]
-    left: tuple[str, ...]
 
 
 @dataclass(slots=True)
@@ -77,7 +68,7 @@ class ModuleTree:
             self._reach |= reach_of(module)
         self._find_readers()
         self._find_other_readers()
-        self.removals.update(_removals(self))
+        self.removals.update(removals_of(self))
 
     def module(self, path: str) -> nn.Module:
         """The module at ``path``."""
@@ -232,7 +223,7 @@ class ModuleTree:
         read.add(self.facts.prefix)
         for path, module in self.root.named_modules():
             if _has_forward(module) and read.isdisjoint(self._paths[id(module)]):
-                for name, tensor in _own_tensors(module):
+                for name, tensor in own_tensors(module):
                     self._others[storage(tensor)].append(f"{path}.{name}".lstrip("."))
         for name in self.outside:
             path, _, attribute = name.rpartition(".")
@@ -255,13 +246,6 @@ def _is_activation(module: nn.Module) -> bool:
     return ours and kind is not nn.MultiheadAttention and is_unmodified(module, kind)
 
 
-def _own_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
-    if isinstance(module, torch.jit.ScriptModule):
-        return []
-    both = {**module._parameters, **module._buffers}
-    return [(n, t) for n, t in both.items() if t is not None and not is_lazy(t)]
-
-
 def _constant_of(facts: Facts, add: Call) -> Any:
     return next(v for v in (add["other"], add["input"]) if facts.constants.is_constant(v))
 
@@ -279,144 +263,3 @@ def _steps_by_node(described: Described) -> Mapping[fx.Node, int]:
         for index, site in enumerate(described.sites)
         if isinstance(site, StepSite) and isinstance(described.graph.operators[index], Affine)
     }
-
-
-# ---- which modules can vanish ----
-
-
-def _removals(tree: ModuleTree) -> dict[str, Removal]:
-    """The modules that can vanish, by path: all of their calls have to be of one kind."""
-    sites: dict[str, dict[str, list[Call]]] = defaultdict(lambda: defaultdict(list))
-    for call in tree.facts.walk.calls:
-        place = tree.facts.place(call)
-        for path, site in zip(place.paths, place.sites, strict=False):
-            sites[tree.first_path(path)][site].append(call)
-    found: list[Removal] = []
-    for path, calls in sites.items():
-        if tree.has(path) and _may_go(tree, path):
-            each = [_Inside(tree, path, site, inner).removal() for site, inner in calls.items()]
-            whole = [removal for removal in each if removal is not None]
-            if len(whole) == len(each) and len({removal.left for removal in whole}) == 1:
-                steps = frozenset[fx.Node]().union(*(removal.steps for removal in whole))
-                found.append(Removal(path, steps, whole[0].left))
-    # The innermost module that can go goes; those around it stay.
-    deepest = sorted(found, key=lambda removal: removal.path.count("."))
-    of_step = {node: removal.path for removal in deepest for node in removal.steps}
-    used = set(of_step.values())
-    return {removal.path: removal for removal in found if removal.path in used}
-
-
-def _may_go(tree: ModuleTree, path: str) -> bool:
-    """Whether another module could be called in the place of the one at ``path``."""
-    module, prefix = tree.module(path), tree.facts.prefix
-    if prefix and not all(_is_inside(other, prefix) for other in tree.paths(module)):
-        return False  # code that was not captured may call it, too
-    if tree.hooked(path) or "forward" in vars(module) or module is tree.root:
-        return False
-    if tree.is_asked_for(module) or tree.is_taken_apart(module, *_attributes(module)):
-        return False  # nn.Identity has none of these
-    return tree.is_simple(path)
-
-
-def _attributes(module: nn.Module) -> set[str]:
-    """What code could ask of a module that another one in its place would not have."""
-    own = {*vars(module), *module._parameters, *module._buffers, *module._modules}
-    return {name for name in own if not name.startswith("_") and name != "training"}
-
-
-def _is_inside(path: str, prefix: str) -> bool:
-    return path == prefix or path.startswith(f"{prefix}.")
-
-
-@dataclass(frozen=True, slots=True)
-class _Inside:
-    """All that one call of a module does."""
-
-    tree: ModuleTree
-    path: str
-    site: str
-    calls: list[Call]
-
-    def removal(self) -> Removal | None:
-        """The steps that the module begins with, if nothing but modules of its own follows."""
-        is_constant = self.tree.facts.constants.is_constant
-        rest = [
-            c for c in self.calls if not is_constant(c.node) and not self.tree.facts.is_aside(c)
-        ]
-        steps: list[Call] = []
-        value: fx.Node | None = None
-        while rest and self._is_step(rest[0], value):
-            steps.append(rest.pop(0))
-            value = _output(steps[-1])
-            rest = [call for call in rest if call.node is not value]
-        if value is None:
-            return None
-        left = self._chain(rest, value)
-        if self._is_read_outside():
-            return None
-        if left is None or not self._ends_in(rest[-1].node if rest else value):
-            return None
-        return Removal(self.path, frozenset(call.node for call in steps), left)
-
-    def _is_step(self, call: Call, value: fx.Node | None) -> bool:
-        """Whether ``call`` is a step on the one before it, or on what the module is given."""
-        found = find_step(self.tree.facts, call)
-        if found is None:
-            return False
-        inner = {c.node for c in self.calls}
-        data = found.site.data
-        return data not in inner if value is None else data is value
-
-    def _chain(self, rest: list[Call], value: fx.Node) -> tuple[str, ...] | None:
-        """The paths of the modules that follow, each called with the output of the last one."""
-        left: list[str] = []
-        current = ""
-        inner: set[fx.Node] = set()
-        for call in rest:
-            path, site = self._child(self.tree.facts.place(call))
-            if not path or not self.tree.is_simple(path):
-                return None
-            if site != current:
-                left.append(path)
-                current, given, inner = site, value, set()
-            read = [n for n in call.nodes if not self.tree.facts.constants.is_constant(n)]
-            if any(n is not given and n not in inner for n in read):
-                return None
-            value = call.node
-            inner.add(value)
-        return tuple(left)
-
-    def _is_read_outside(self) -> bool:
-        """Whether somebody else reads a tensor that goes with the module."""
-        own = [storage(tensor) for _, tensor in _own_tensors(self.tree.module(self.path))]
-        return any(
-            self.path not in map(self.tree.first_path, place.paths)
-            for key in own
-            for place in self.tree.readers.get(key, ())
-        )
-
-    def _child(self, place: Place) -> tuple[str, str]:
-        """The module right inside of this one that an operation is done in, and its call."""
-        at = place.sites.index(self.site) + 1 if self.site in place.sites else len(place.sites)
-        if at >= len(place.sites):
-            return "", ""
-        return self.tree.first_path(place.paths[at]), place.sites[at]
-
-    def _ends_in(self, last: fx.Node) -> bool:
-        """Whether nobody outside reads anything but the last node."""
-        inner = {call.node for call in self.calls}
-        outputs = set(self.tree.facts.walk.outputs)
-        return all(
-            node is last or (node not in outputs and inner.issuperset(node.users))
-            for node in inner if not self.tree.facts.constants.is_constant(node)
-            and node not in self._aside()
-        )  # fmt: skip
-
-    def _aside(self) -> set[fx.Node]:
-        return {call.node for call in self.calls if self.tree.facts.is_aside(call)}
-
-
-def _output(call: Call) -> fx.Node:
-    """The node of the one output of an operation that anybody takes."""
-    taken = parts(call)
-    return call.node if taken is None or len(taken) != 1 else next(iter(taken.values()))

@@ -17,9 +17,9 @@ from bnfold.torch_calls import Call
 from bnfold.torch_constants import MOVES, UncomputableError
 from bnfold.torch_describe import Described
 from bnfold.torch_edit import Editor
-from bnfold.torch_linear import storage
 from bnfold.torch_literal import can_be_functional, make_functional, set_literal
 from bnfold.torch_steps import StepSite
+from bnfold.torch_weights import storage
 
 Edit = Callable[[], None]
 

@@ -11,7 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm
 
-from bnfold.torch_reparam import copied, foreign_hooks, materialise, reparametrised
+from bnfold.torch_reparam import copied, foreign_hooks, materialise, owned, reparametrised
+
+
+def own_copy(module: nn.Module) -> nn.Module:
+    """A copy that shares no tensor with the module."""
+    other, lent = copied(module)
+    owned(other, lent)
+    assert not {id(t) for t in other.parameters()} & {id(t) for t in module.parameters()}
+    return other
 
 
 class Half(nn.Module):
@@ -92,7 +100,7 @@ def test_a_computed_weight_becomes_a_parameter_of_the_same_value(
         for parameter in layer.parameters():
             # What the hooks left behind is out of date now.
             parameter.mul_(1.25).add_(0.01)
-        expected = copied(layer)(input_of_conv())
+        expected = own_copy(layer)(input_of_conv())
     assert reparametrised(layer) == {"weight": kind}
     assert materialise(layer, "weight")
     assert reparametrised(layer) == {}
@@ -124,7 +132,7 @@ def test_a_copy_is_materialised_without_the_original(
     layer = conv()
     way(layer)
     layer.eval()
-    other = copied(layer)
+    other = own_copy(layer)
     with torch.no_grad():
         expected = layer(input_of_conv())
         assert materialise(other, "weight")
@@ -246,7 +254,7 @@ def test_a_copy_holds_tensors_of_its_own_where_torch_refuses_to_copy() -> None:
     layer(input_of_conv())
     with pytest.raises(RuntimeError, match="deepcopy"):
         copy.deepcopy(layer)
-    other = copied(layer)
+    other = own_copy(layer)
     assert torch.equal(other(input_of_conv()), layer(input_of_conv()))
     mine, theirs = ({t.data_ptr() for t in m.parameters()} for m in (layer, other))
     assert mine.isdisjoint(theirs)
