@@ -100,6 +100,8 @@ def _of_linear(linear: Linear, taken: Absorption) -> str:
         return "has no weight that could be scaled"
     if linear.bias is Bias.DYNAMIC and not (before.is_scaling and after.is_identity):
         return "has no bias that could be changed"
+    if linear.bias is Bias.NOWHERE and not (before.is_scaling and after.is_scaling):
+        return "has no place for a bias"
     return ""
 
 

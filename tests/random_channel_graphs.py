@@ -80,7 +80,8 @@ class Draw:
         self.live += values
         for value in values:
             if self.rng.random() < 0.03:
-                self.net.anchors.setdefault(value, Anchor.CAPTURED)
+                seen = (Anchor.CAPTURED, Anchor.HOOK, Anchor.CHANGED)[self.rng.integers(3)]
+                self.net.anchors.setdefault(value, seen)
 
     def channels(self) -> int:
         return int(self.rng.integers(1, 5))
@@ -233,8 +234,9 @@ def _closed(draw: Draw, x: ValueId) -> Made:
     taken = draw.map(draw.net.shapes[x][1])
     facts: Sequence[dict[str, object]] = (
         {"training_mode": True}, {}, {"map": taken, "unproved": "which axis it is"},
+        {"map": taken, "stays": "some code"}, {"map": taken, "stays": "some code"},
     )  # fmt: skip
-    return draw.net.closed_step(x, taken, **facts[int(draw.rng.integers(3))])
+    return draw.net.closed_step(x, taken, **facts[int(draw.rng.integers(len(facts)))])
 
 
 def _integers(draw: Draw) -> Weight:
@@ -268,6 +270,7 @@ ORDINARY: tuple[Kind, ...] = (
 ODD: tuple[Kind, ...] = (
     lambda d, x: d.net.linear(x, d.channels(), bias=Bias.DYNAMIC),
     lambda d, x: d.net.linear(x, d.channels(), bias=Bias.OPERATOR),
+    lambda d, x: d.net.linear(x, d.channels(), bias=Bias.NOWHERE),
     lambda d, x: d.net.linear(x, d.channels(), weight=None),
     lambda d, x: d.net.linear(x, d.channels(), weight=_integers(d)),
     _shared, _closed,

@@ -84,7 +84,8 @@ class Gate(nn.Module):
         self.fc = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.fc(x.mean((2, 3), keepdim=True)).sigmoid()
+        gated: Tensor = x * self.fc(x.mean((2, 3), keepdim=True)).sigmoid()
+        return gated
 
 
 # ---- making ----
@@ -293,8 +294,8 @@ def step(m: Maker) -> None:
         m.call(Scale(constant, shifts), value, value.axis)
     elif kind < 0.8:
         name = m.hold(constant)
-        forms = ("{v} + {c}", "{v} - {c}", "{c} - {v}", "{c} + {v}") if shifts else (
-            "{v} * {c}", "{c} * {v}", "torch.mul({v}, {c})")  # fmt: skip
+        forms: tuple[str, ...] = ("{v} + {c}", "{v} - {c}", "{c} - {v}", "{c} + {v}")
+        forms = forms if shifts else ("{v} * {c}", "{c} * {v}", "torch.mul({v}, {c})")
         m.say(m.pick(forms).format(v=value.name, c=name), value.shape, value.axis)
     else:
         forms = (
@@ -327,8 +328,8 @@ def pool(m: Maker) -> None:
     size = min(value.shape[2:])
     modules: list[nn.Module] = [nn.AdaptiveAvgPool2d(1), nn.AdaptiveMaxPool2d(1)]
     if size > 2:
-        modules += [nn.MaxPool2d(2), nn.AvgPool2d(2), nn.AvgPool2d(3, 1, 1), nn.MaxPool2d(3, 1, 1),
-                    nn.AvgPool2d(3, 1, 1, count_include_pad=False), nn.ReflectionPad2d(1)]  # fmt: skip
+        modules += [nn.MaxPool2d(2), nn.AvgPool2d(2), nn.AvgPool2d(3, 1, 1), nn.MaxPool2d(3, 1, 1)]
+        modules += [nn.AvgPool2d(3, 1, 1, count_include_pad=False), nn.ReflectionPad2d(1)]
     modules += [nn.ZeroPad2d(1), nn.Upsample(scale_factor=2), nn.ConstantPad2d(1, 0.5)]
     m.call(m.pick(modules), value)
 
@@ -458,9 +459,9 @@ def functional(m: Maker) -> None:
 
 
 PIECES = (
-    *[conv] * 5, *[norm] * 4, *[step] * 4, *[activation] * 4, *[block] * 3, *[joined] * 3, *[moved] * 3,
-    linear, linear, conv_transposed, other_norm, pool, pool, changed, concat, concat, split, tied,
-    functional,
+    *[conv] * 5, *[norm] * 4, *[step] * 4, *[activation] * 4, *[block] * 3, *[joined] * 3,
+    *[moved] * 3, linear, linear, conv_transposed, other_norm, pool, pool, changed, concat, concat,
+    split, tied, functional,
 )  # fmt: skip
 
 
@@ -520,7 +521,7 @@ def _finish(m: Maker, seed: int) -> Net:
 
 
 def _module(m: Maker, code: str) -> nn.Module:
-    names: dict[str, Any] = {"torch": torch, "functional": nn.functional}
+    names: dict[str, Any] = {"torch": torch, "functional": nn.functional, "__name__": __name__}
     exec(code, names)  # the point is that it is code
     module: nn.Module = type("Net", (nn.Module,), {"forward": names["forward"]})()
     for name, value in m.held.items():
@@ -680,7 +681,8 @@ def verdicts(result: bnfold.api.FoldResult) -> str:
 
 def faults(net: Net, levels: Sequence[str] = LEVELS, kinds: Sequence[str] = KINDS) -> list[str]:
     """What is wrong with any of the folded nets."""
-    found, programs = [], {}
+    found: list[str] = []
+    programs: dict[str, Any] = {}
     for level in levels:
         trial = Trial(net, level, programs)
         found += trial.faults(kinds)

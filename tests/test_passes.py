@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ from bnfold.channel_graph import (
     Value,
     Weight,
 )
-from bnfold.passes import plan_local
+from bnfold.passes import plan_local, plan_max
 from bnfold.planning import How, Kept, Plan, Reason, Stored
 
 SCALE = AffineMap.scaling([2.0, -3.0])
@@ -167,7 +167,12 @@ def test_a_second_reader_of_the_linear_output_keeps_the_step() -> None:
 
 @pytest.mark.parametrize(
     ("anchor", "reason"),
-    [(Anchor.OUTPUT, Reason.GRAPH_BOUNDARY), (Anchor.CAPTURED, Reason.CAPTURED)],
+    [
+        (Anchor.OUTPUT, Reason.GRAPH_BOUNDARY),
+        (Anchor.CAPTURED, Reason.CAPTURED),
+        (Anchor.HOOK, Reason.HOOK),
+        (Anchor.CHANGED, Reason.IN_PLACE),
+    ],
 )
 def test_a_linear_output_that_others_see_keeps_its_units(anchor: Anchor, reason: Reason) -> None:
     kept = only_kept(plan_local(graph([linear(0), step(1)], {1: anchor, 2: Anchor.OUTPUT})))
@@ -183,12 +188,30 @@ def test_a_linear_output_that_others_see_keeps_its_units(anchor: Anchor, reason:
         ({"out_axis": 2}, BOTH, Reason.CHANNEL_AXIS),
         ({"out_channels": 3}, BOTH, Reason.CHANNEL_AXIS),
         ({"bias": Bias.DYNAMIC}, SCALE, Reason.BIAS_NOT_CONSTANT),
+        ({"bias": Bias.NOWHERE}, BOTH, Reason.EXTRA_OPERATOR),
     ],
 )
 def test_every_guard_of_the_output_side_refuses(
     facts: dict[str, object], taken: AffineMap, reason: Reason
 ) -> None:
     assert only_kept(plan_local(graph([linear(0, **facts), step(1, taken)]))).reason is reason
+
+
+def test_a_scale_folds_where_a_bias_has_no_place() -> None:
+    assert plan_local(graph([linear(0, bias=Bias.NOWHERE), step(1, SCALE)])).folds
+
+
+@pytest.mark.parametrize("planner", [plan_local, plan_max])
+def test_a_step_in_code_stays_and_says_where(planner: Callable[[ChannelGraph], Plan]) -> None:
+    kept = only_kept(planner(graph([linear(0), step(1, BOTH, stays="the_block")])))
+    assert (kept.reason, kept.witness) == (Reason.IN_CODE, ("the_block",))
+
+
+def test_a_scale_passes_one_that_is_written_in_code() -> None:
+    code = step(1, AffineMap.scaling([0.5, 4.0]), stays="the_block")
+    plan = plan_max(graph([linear(0), code, step(2, SCALE)]))
+    assert [fold.step for fold in plan.folds] == [2]
+    assert plan.absorptions[0].output is not None
 
 
 def test_a_shared_weight_may_have_biases_of_its_own() -> None:

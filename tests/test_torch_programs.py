@@ -1,0 +1,492 @@
+"""An ExportedProgram folds as a whole: a valid program in every form, with the same outputs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import chain
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch._higher_order_ops.map import map as mapped
+from torch._higher_order_ops.scan import scan
+from torch._higher_order_ops.while_loop import while_loop
+from torch.export import Dim, ExportedProgram
+
+import bnfold
+from tests.test_torch_program import all_nodes, assert_unchanged, norms, saved_and_loaded, snapshot
+from tests.torch_nets import (
+    Shape,
+    decomposed,
+    error,
+    exported,
+    lively,
+    made,
+    one_thread,
+    outputs,
+    random,
+    tensors_in,
+    verdicts,
+)
+
+pytestmark = [
+    # torch copies its own tree specs in a way that it deprecates,
+    pytest.mark.filterwarnings("ignore:.*isinstance\\(treespec, LeafSpec\\):FutureWarning"),
+    # unflatten reads attributes before it sets them,
+    pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node:UserWarning"),
+    # and a branch of a cond is asked for gradients that are none of a leaf.
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+]
+threads = pytest.fixture(autouse=True)(one_thread)
+
+IMAGE: Shape = (2, 3, 6, 6)
+OTHER: Shape = (3, 3, 5, 7)
+TRAINING, FUNCTIONAL, CORE = "training", "functional", "core"
+FORMS = (TRAINING, FUNCTIONAL, CORE)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A net and what becomes of it.
+
+    ``decided`` has the verdicts in the order of the graph, ``core`` those of the decomposed form
+    where they differ; ``gone`` and ``biased`` are the paths whose tensors go, and of the layers
+    that gain a bias. A net without ``others``, shapes of other inputs, is exported for fixed sizes.
+    """
+
+    net: Callable[[], nn.Module]
+    decided: str
+    gone: str = ""
+    biased: str = ""
+    inputs: tuple[Shape, ...] = (IMAGE,)
+    others: tuple[Shape, ...] = (OTHER,)
+    core: str = ""
+    positive: bool = False
+    again: bool = False
+
+
+def conv(inputs: int = 3, size: int = 3, **options: Any) -> nn.Conv2d:
+    """A Conv of 4 channels without a bias."""
+    return nn.Conv2d(inputs, 4, size, bias=False, **options)
+
+
+def norm(channels: int = 4) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels)
+
+
+def parts(**more: Any) -> dict[str, Any]:
+    """Two layers, each with its BatchNorm."""
+    return {"a": conv(), "n": norm(), "b": nn.Conv2d(4, 4, 1), "o": norm()} | more
+
+
+# ---- nets of operators of the outermost graph ----
+
+
+def _attributes(m: Any, x: Tensor) -> Tensor:
+    y = (m.n(m.a(x)) * m.plain + m.kept).relu()
+    result: Tensor = m.o(m.b(y)) - m.unkept
+    return result
+
+
+def attributes() -> nn.Module:
+    """Constants of all kinds: a plain tensor, a buffer, one that is not saved."""
+    model = made(_attributes, **parts(kept=random(4, 1, 1)))
+    model.plain = random(4, 1, 1, seed=8)
+    model.register_buffer("unkept", random(4, 1, 1, seed=9), persistent=False)
+    return model
+
+
+def _tied(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    return m.n(m.a(x)), m.n(m.b(x.relu()))
+
+
+def _tied_and_raw(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    return m.n(m.a(x)), m.b(x.relu())
+
+
+def tied(run: Callable[..., Any]) -> nn.Module:
+    """Two layers with one weight between them."""
+    first, second = conv(), conv()
+    second.weight = first.weight
+    return made(run, a=first, b=second, n=norm())
+
+
+def _counting(m: Any, x: Tensor) -> Tensor:
+    m.count.add_(1)
+    y = m.n(m.a(x))
+    result: Tensor = m.o(m.b(y.relu())) * m.count
+    return result
+
+
+def _rescaling(m: Any, x: Tensor) -> Tensor:
+    y = m.n(m.a(x)) * m.k
+    m.k.mul_(2)
+    result: Tensor = m.o(m.b(y))
+    return result
+
+
+def in_training() -> nn.Module:
+    model = nn.Sequential(conv(), norm(), nn.ReLU(), nn.Conv2d(4, 4, 1), norm(), conv(4), norm())
+    model[4].register_forward_pre_hook(lambda module, _: module.train() and None)
+    return model
+
+
+def _into_inputs(m: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    z = m.n(m.a(x))
+    y.add_(z)
+    x.mul_(2)
+    return m.o(m.b(y)), z
+
+
+def _one_output(m: Any, x: Tensor) -> tuple[Tensor, ...]:
+    y = m.n(m.a(x))
+    return y, y - 0.0, y * 1.0, y.relu()
+
+
+def _input_as_output(m: Any, x: Tensor) -> tuple[Tensor, ...]:
+    return x - 0.0, x / 1.0, m.n(m.a(x)), x
+
+
+def _there_and_back(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    return (x * 2.0) * 0.5, m.n(m.a(x))
+
+
+def _structured(m: Any, x: Tensor, *, more: dict[str, Tensor]) -> dict[str, Any]:
+    return {"y": m.n(m.a(x)), "z": [m.o(m.b(more["u"])), (more["v"],)]}
+
+
+ORDINARY = {
+    "sequential": Row(
+        lambda: nn.Sequential(conv(), norm(), nn.ReLU(), nn.Conv2d(4, 5, 1), norm(5)),
+        "backward backward", "1 4", "0",
+    ),
+    "linear": Row(
+        lambda: nn.Sequential(nn.Linear(4, 6, bias=False), nn.BatchNorm1d(6), nn.Linear(6, 3)),
+        "backward", "1", "0", ((2, 4),), ((5, 4),),
+    ),
+    "transposed": Row(
+        lambda: nn.Sequential(
+            nn.ConvTranspose2d(3, 4, 3, bias=False), norm(), nn.ReLU(), conv(4, groups=2), norm()
+        ),
+        "backward backward", "1 4", "0 3",
+    ),
+    "before a relu": Row(
+        lambda: nn.Sequential(norm(3), nn.ReLU(), nn.Conv2d(3, 4, 1), nn.ReLU(), norm()),
+        "BNF008 BNF008",
+    ),
+    "forward": Row(
+        lambda: nn.Sequential(norm(3), conv(3), nn.ReLU()), "forward", "0", "1",
+    ),
+    "attributes": Row(
+        attributes, "backward backward backward backward backward", "n o kept plain unkept", "a"
+    ),
+    "tied": Row(lambda: tied(_tied), "backward backward", "n", "a b", positive=True),
+    "tied, one raw": Row(lambda: tied(_tied_and_raw), "BNF005"),
+}  # fmt: skip
+CHANGING = {
+    "counter": Row(
+        lambda: made(_counting, **parts(count=torch.zeros(()))), "backward backward", "n o", "a",
+    ),
+    "step that changes": Row(
+        lambda: made(_rescaling, **parts(k=random(4, 1, 1))), "backward backward", "n o", "a",
+    ),
+    "inputs": Row(
+        lambda: made(_into_inputs, **parts(a=conv(size=1))), "backward backward", "n o", "a",
+        (IMAGE, (2, 4, 6, 6)), (OTHER, (3, 4, 5, 7)),
+    ),
+}  # fmt: skip
+OUTPUTS = {
+    "one output": Row(
+        lambda: made(_one_output, a=conv(), n=norm()), "backward identity identity", "n", "a",
+    ),
+    "input as output": Row(
+        lambda: made(_input_as_output, a=conv(), n=norm()), "identity identity backward", "n", "a",
+    ),
+    "there and back": Row(
+        lambda: made(_there_and_back, a=conv(), n=norm()), "merged BNF008 backward", "n", "a",
+    ),
+}  # fmt: skip
+
+# ---- nets with bodies ----
+
+
+def _cond(m: Any, x: Tensor) -> Tensor:
+    result: Tensor = torch.cond(x.sum() > 0, lambda x: m.n(m.a(x)), lambda x: m.o(m.b(x)), (x,))
+    return result
+
+
+def _cond_one_weight(m: Any, x: Tensor) -> Tensor:
+    def same(x: Tensor) -> Tensor:
+        result: Tensor = m.n(m.a(x)).relu()
+        return result
+
+    result: Tensor = torch.cond(x.sum() > 0, lambda x: m.n(m.a(x)), same, (x,))
+    return result
+
+
+def _cond_other_norm(m: Any, x: Tensor) -> Tensor:
+    result: Tensor = torch.cond(x.sum() > 0, lambda x: m.n(m.a(x)), lambda x: m.o(m.a(x)), (x,))
+    return result
+
+
+def _cond_raw(m: Any, x: Tensor) -> Tensor:
+    result: Tensor = torch.cond(x.sum() > 0, lambda x: m.n(m.a(x)), lambda x: m.a(x) * 1.0, (x,))
+    return result
+
+
+def _captured(m: Any, x: Tensor) -> Tensor:
+    """A BatchNorm before, whose output a branch reads; another behind both branches."""
+    y = m.n(m.a(x))
+    z = torch.cond(x.sum() > 0, lambda y: m.b(y), lambda y: m.d(y.sin()), (y,))
+    result: Tensor = m.e(m.o(z))
+    return result
+
+
+def _reaching_in(m: Any, x: Tensor) -> Tensor:
+    """A conv outside whose BatchNorm is in a branch."""
+    y = m.a(x)
+    result: Tensor = torch.cond(x.sum() > 0, lambda y: m.n(y), lambda y: m.b(y), (y,))
+    return result
+
+
+def _no_grad(m: Any, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        y = m.n(m.a(x))
+    result: Tensor = m.o(m.b(y.relu()))
+    return result
+
+
+def _autocast(m: Any, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = m.n(m.a(x))
+    result: Tensor = m.o(m.b(y.to(x.dtype).relu()))
+    return result
+
+
+def around(body: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
+    """A loop of ``body`` between two layers with their BatchNorms."""
+
+    def run(m: Any, x: Tensor) -> Tensor:
+        y = body(m, m.n(m.a(x)))
+        result: Tensor = m.o(m.b(y))
+        return result
+
+    return run
+
+
+def _step(m: Any, y: Tensor) -> Tensor:
+    result: Tensor = m.p(m.c(y))
+    return result
+
+
+def _while(m: Any, y: Tensor) -> Tensor:
+    def go_on(i: Tensor, y: Tensor) -> Tensor:
+        return i < 2
+
+    found: Any = while_loop(go_on, lambda i, y: (i + 1, _step(m, y)), (torch.tensor(0), y))
+    result: Tensor = found[1]
+    return result
+
+
+def _map(m: Any, y: Tensor) -> Tensor:
+    result: Tensor = mapped(lambda z: _step(m, z[None])[0], y)
+    return result
+
+
+def _scan(m: Any, y: Tensor) -> Tensor:
+    def step(carry: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        z = _step(m, z[None])[0]
+        return carry + z, z * 2
+
+    carry, result = scan(step, torch.zeros_like(y[0]), y)
+    return result + carry
+
+
+def looping(body: Callable[[Any, Tensor], Tensor]) -> Row:
+    return Row(
+        lambda: made(around(body), **parts(c=nn.Conv2d(4, 4, 1), p=norm())),
+        "backward backward", "n o", "a", others=(),
+    )  # fmt: skip
+
+
+BODIES = {
+    "cond": Row(
+        lambda: made(_cond, **parts(a=conv(size=1), b=conv(size=1))),
+        "backward backward", "n o", "a b",
+    ),
+    "one weight in both branches": Row(
+        lambda: made(_cond_one_weight, a=conv(size=1), n=norm()), "backward backward", "n", "a",
+        positive=True,
+    ),
+    "one weight, two norms": Row(
+        lambda: made(_cond_other_norm, a=conv(size=1), n=norm(), o=norm()), "BNF005 BNF005"
+    ),
+    "one weight, one norm": Row(lambda: made(_cond_raw, a=conv(size=1), n=norm()), "BNF005"),
+    "captured by a branch": Row(
+        lambda: made(_captured, **parts(d=nn.Conv2d(4, 4, 1), e=nn.Conv2d(4, 4, 1))),
+        "backward forward", "n o", "a",
+    ),
+    "a step inside, its conv outside": Row(
+        lambda: made(_reaching_in, a=conv(), n=norm(), b=nn.Conv2d(4, 4, 1)), "BNF009"
+    ),
+    "no_grad": Row(lambda: made(_no_grad, **parts()), "backward backward", "n o", "a"),
+    "autocast": Row(lambda: made(_autocast, **parts()), "backward backward", "n o", "a"),
+    "while_loop": looping(_while),
+    "map": looping(_map),
+    "scan": looping(_scan),
+}  # fmt: skip
+ROWS = ORDINARY | CHANGING | OUTPUTS | BODIES
+CASES = [(name, form) for name in ROWS for form in FORMS]
+
+# ---- making and running ----
+
+
+@cache
+def given(name: str, form: str) -> ExportedProgram:
+    """The program of a row, which nobody may change."""
+    row = ROWS[name]
+    if form == TRAINING:
+        dynamic = {axis: Dim.DYNAMIC for axis in (0, 2, 3)} if row.others else None
+        shapes = tuple(
+            {axis: Dim.DYNAMIC for axis in dynamic if axis < len(shape)} for shape in row.inputs
+        ) if dynamic else None  # fmt: skip
+        net = lively(row.net(), positive=row.positive)
+        whole: ExportedProgram = exported(net, feeds(row.inputs), dynamic_shapes=shapes)
+        return whole
+    program = given(name, TRAINING)
+    return program.run_decompositions({}) if form == FUNCTIONAL else decomposed(program)
+
+
+@cache
+def folded(name: str, form: str) -> Any:
+    return bnfold.fold(given(name, form))
+
+
+def feeds(shapes: tuple[Shape, ...], seed: int = 0) -> list[Tensor]:
+    return [random(*shape, seed=seed + k) for k, shape in enumerate(shapes)]
+
+
+def all_feeds(row: Row) -> Iterator[list[Tensor]]:
+    """Inputs that take either branch of a cond, of all sizes."""
+    for shapes in filter(None, (row.inputs, row.others)):
+        yield [value.abs() for value in feeds(shapes)]
+        yield [-value.abs() for value in feeds(shapes, 7)]
+
+
+def ran(module: nn.Module, inputs: list[Tensor]) -> list[Tensor]:
+    """What a module gives when it is run twice, and what its inputs are then."""
+    own, values = copy.deepcopy(module), [value.clone() for value in inputs]
+    with torch.no_grad():
+        made = [value.clone() for _ in range(2) for value in tensors_in(own(*values))]
+    return made + values
+
+
+def buffers_after(program: ExportedProgram, inputs: list[Tensor]) -> dict[str, Tensor]:
+    module = copy.deepcopy(program.module())
+    with torch.no_grad():
+        module(*(value.clone() for value in inputs))
+    return dict(module.named_buffers())
+
+
+def assert_runs_alike(one: ExportedProgram, other: ExportedProgram, row: Row) -> None:
+    for inputs in all_feeds(row):
+        assert error(ran(one.module(), inputs), ran(other.module(), inputs)) < 1e-9
+
+
+# ---- what holds for every program ----
+
+
+@pytest.mark.parametrize(("name", "form"), CASES)
+def test_a_folded_program_is_valid_and_says_the_same(name: str, form: str) -> None:
+    row, program = ROWS[name], given(name, form)
+    result = folded(name, form)
+    decided = row.core if form == CORE and row.core else row.decided
+    assert " ".join(verdicts(result.report).values()) == decided
+    result.model.validate()
+    assert_runs_alike(program, result.model, row)
+
+
+@pytest.mark.parametrize(("name", "form"), CASES)
+def test_a_folded_program_can_do_what_a_program_can(name: str, form: str) -> None:
+    result, inputs = folded(name, form).model, feeds(ROWS[name].inputs)
+    expected = ran(given(name, form).module(), inputs)
+    assert error(expected, ran(saved_and_loaded(result).module(), inputs)) < 1e-9
+    assert error(expected, ran(torch.export.unflatten(result), inputs)) < 1e-9
+    if form == TRAINING:
+        core = decomposed(result)
+        core.validate()
+        assert error(expected, ran(core.module(), inputs)) < 1e-9
+
+
+@pytest.mark.parametrize(("name", "form"), CASES)
+def test_the_given_program_is_left_as_it_was(name: str, form: str) -> None:
+    program = given(name, form)
+    before = snapshot(program)
+    result = bnfold.fold(program).model
+    assert bnfold.explain(program).steps == folded(name, form).report.steps
+    assert_unchanged(program, before)
+    assert result.example_inputs is program.example_inputs
+    assert result.range_constraints == program.range_constraints
+    assert result.call_spec == program.call_spec
+
+
+@pytest.mark.parametrize(("name", "form"), CASES)
+def test_names_stay_but_for_norms_that_are_gone_and_new_biases(name: str, form: str) -> None:
+    row = ROWS[name]
+    before, after = tensors_of(given(name, form)), tensors_of(folded(name, form).model)
+    lost = {n for n in before if any(n == g or n.startswith(f"{g}.") for g in row.gone.split())}
+    assert before.keys() - after.keys() == lost
+    assert after.keys() - before.keys() == {f"{path}.bias" for path in row.biased.split()}
+    assert [n for n in after if n in before] == [n for n in before if n in after]
+
+
+@pytest.mark.parametrize(("name", "form"), CASES)
+def test_a_tensor_that_did_not_change_is_the_one_that_was_given(name: str, form: str) -> None:
+    before, after = tensors_of(given(name, form)), tensors_of(folded(name, form).model)
+    for key in before.keys() & after.keys():
+        old, new = before[key], after[key]
+        assert (new is old) or not torch.equal(new, old)
+        assert isinstance(new, nn.Parameter) is isinstance(old, nn.Parameter)
+        assert (new.requires_grad, new.dtype) == (old.requires_grad, old.dtype)
+
+
+@pytest.mark.parametrize(("name", "form"), CASES)
+def test_nothing_in_a_folded_program_is_dead(name: str, form: str) -> None:
+    program, result = given(name, form), folded(name, form).model
+    assert unread(result) <= unread(program)
+    held = {str(n.target) for n in result.graph.nodes if n.op == "get_attr"}
+    children = {key for key, _ in result.graph_module.named_children()}
+    assert children == held & children
+
+
+@pytest.mark.parametrize(("name", "form"), CASES)
+def test_a_second_fold_finds_nothing_more(name: str, form: str) -> None:
+    result = folded(name, form)
+    again = bnfold.fold(result.model)
+    assert not again.report.folded
+    assert len(again.report.kept) == len(result.report.kept)
+    assert str(again.model.graph) == str(result.model.graph)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ROWS)
+def test_level_local_says_the_same(name: str, form: str) -> None:
+    program = given(name, form)
+    result = bnfold.fold(program, level="local")
+    result.model.validate()
+    assert result.report.level == "local"
+    assert len(result.report.folded) <= len(folded(name, form).report.folded)
+    assert_runs_alike(program, result.model, ROWS[name])
+
+
+def tensors_of(program: ExportedProgram) -> dict[str, Tensor]:
+    return {**program.state_dict, **program.constants}
+
+
+def unread(program: ExportedProgram) -> set[str]:
+    nodes = all_nodes(program.graph_module)
+    return {node.name for node in nodes if not node.users and node.op != "output"}
