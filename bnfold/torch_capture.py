@@ -7,11 +7,7 @@ nothing may be changed through them.
 
 from __future__ import annotations
 
-import io
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any
@@ -24,7 +20,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 
 from bnfold.torch_assembly import alone
-from bnfold.torch_guard import join, unchanged
+from bnfold.torch_guard import join, quiet, unchanged
 from bnfold.torch_reach import Reach, reach_of
 from bnfold.torch_readers import opaque_leaves, outside_readers
 from bnfold.torch_reparam import reparametrised
@@ -114,26 +110,10 @@ def _exported(
     tensors: list[Tensor] = [*module.parameters(), *module.buffers()]
     if any(is_lazy(tensor) for tensor in tensors):
         raise TraceError("a Lazy module has seen no input yet")
-    with unchanged(module), _quiet():
+    with unchanged(module), quiet():
         return torch.export.export(
             module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False
         )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what torch.export says to the terminal: it is in the error, or of no interest."""
-    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    before = logger.disabled
-    logger.disabled = True
-    try:
-        with redirect_stderr(io.StringIO()), warnings.catch_warnings():
-            # Whatever torch says of the export: attributes that a forward sets are set back, and
-            # what can't be exported is in the error.
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.disabled = before
 
 
 # ---- by tracing ----

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import random
+import warnings
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,6 +122,25 @@ class Pure(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 # ---- what modules hold ----
+
+
+_TALKING = ("torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what torch says to the terminal of an export: it is in the error, or no news."""
+    loggers = [logging.getLogger(name) for name in _TALKING]
+    before = [logger.disabled for logger in loggers]
+    for logger in loggers:
+        logger.disabled = True
+    try:
+        with redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, disabled in zip(loggers, before, strict=True):
+            logger.disabled = disabled
 
 
 def storage_of(tensor: Tensor) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from bnfold.torch_describe import Described, Tree, describe
 from bnfold.torch_edit import Editor
 from bnfold.torch_facts import Facts, Shape, dim, type_name
 from bnfold.torch_graph import GraphEditor
+from bnfold.torch_guard import quiet
 from bnfold.torch_program import ProgramEditor
 from bnfold.torch_shapes import known_shapes
 from bnfold.torch_steps import StepSite
@@ -82,19 +84,22 @@ def fold_graph_module(
 ) -> tuple[fx.GraphModule, Report]:
     """A folded GraphModule; the given one is left as it is unless ``inplace``."""
     editor = GraphEditor(graph_module, inplace)
-    before = size_of(editor)
-    done = fold_graph(editor, facts_of(editor, *_shapes(editor, inputs)), options)
+    before, known = size_of(editor), _shapes(editor, inputs)
+    done = fold_graph(editor, facts_of(editor, known.shapes, known.dtypes), options)
     result = editor.finish()
     name = type(graph_module).__name__
-    return result, _report(name, options, done, before, size_of(editor))
+    report = _report(name, options, done, before, size_of(editor))
+    return result, replace(report, notes=known.notes)
 
 
 def explain_graph_module(graph_module: fx.GraphModule, inputs: Inputs, options: Options) -> Report:
     """What `fold_graph_module` would do."""
     editor = GraphEditor(graph_module)
-    described = describe(facts_of(editor, *_shapes(editor, inputs)))
+    known = _shapes(editor, inputs)
+    described = describe(facts_of(editor, known.shapes, known.dtypes))
     done = plan_graph(described, options, refused_by_hooks(described))
-    return _report(type(graph_module).__name__, options, done, size_of(editor))
+    report = _report(type(graph_module).__name__, options, done, size_of(editor))
+    return replace(report, notes=known.notes)
 
 
 # ---- planning and committing ----
@@ -193,25 +198,44 @@ def _mutated(program: ExportedProgram) -> Iterable[str]:
     return names | set(getattr(signature, "parameters_to_mutate", {}).values())
 
 
-def _shapes(
-    editor: GraphEditor, inputs: Inputs
-) -> tuple[Mapping[fx.Node, Shape] | None, Mapping[fx.Node, str]]:
+@dataclass(frozen=True, slots=True)
+class _Shapes:
+    """Shapes and types by node, where example inputs gave them; why they did not as a note."""
+
+    shapes: Mapping[fx.Node, Shape] | None = None
+    dtypes: Mapping[fx.Node, str] | None = None
+    notes: tuple[str, ...] = ()
+
+
+def _shapes(editor: GraphEditor, inputs: Inputs) -> _Shapes:
     """Shapes and types of all nodes for the example inputs, if there are any."""
-    if inputs.args is None:
-        return None, {}
     graph = editor.graph_module.graph
-    before = {node: node.meta.get("val") for node in graph.nodes}
-    given = (*inputs.args, *(inputs.kwargs or {}).values())
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with torch.no_grad():
-        FakeTensorProp(editor.graph_module, mode).propagate(*given)
-    values = {node: node.meta.pop("val", None) for node in graph.nodes}
-    for node, value in before.items():
-        if value is not None:
-            node.meta["val"] = value
+    if inputs.args is None or any("val" in n.meta for n in graph.find_nodes(op="placeholder")):
+        return _Shapes()
+    before = {node: node.meta for node in graph.nodes}
+    for node in graph.nodes:
+        node.meta = dict(node.meta)  # which a copy of a graph has in common with it
+    try:
+        _propagate(editor.graph_module, inputs)
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        return _Shapes(notes=(f"the graph could not be run on the example inputs: {reason}",))
+    finally:
+        values = {node: node.meta.get("val") for node in graph.nodes}
+        for node, meta in before.items():
+            node.meta = meta
     tensors = {node: value for node, value in values.items() if isinstance(value, Tensor)}
     shapes = {node: tuple(dim(size) for size in value.shape) for node, value in tensors.items()}
-    return shapes, {node: type_name(value.dtype) for node, value in tensors.items()}
+    return _Shapes(shapes, {node: type_name(value.dtype) for node, value in tensors.items()})
+
+
+def _propagate(graph_module: fx.GraphModule, inputs: Inputs) -> None:
+    """Run the graph on fake tensors, as it would be called."""
+    bound = inspect.signature(graph_module.forward).bind(*inputs.args or (), **inputs.kwargs or {})
+    bound.apply_defaults()
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with torch.no_grad(), quiet():
+        FakeTensorProp(graph_module, mode).propagate(*bound.args, *bound.kwargs.values())
 
 
 # ---- reports ----

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import random
+import re
 import sys
 import time
 import traceback
@@ -159,9 +160,13 @@ class Maker:
             values[self.rng.randrange(size)] = 1e-6
         return values
 
-    def hold(self, value: Any) -> str:
-        """A module or a tensor of the net; its name in the code."""
-        name = f"m{len(self.held)}" if isinstance(value, nn.Module) else f"t{len(self.held)}"
+    def hold(self, value: Any, *, learns: bool = True) -> str:
+        """A module or a tensor of the net; its name in the code.
+
+        A tensor that ``learns`` may be a parameter, any other one is a buffer.
+        """
+        kind = "m" if isinstance(value, nn.Module) else "t" if learns else "b"
+        name = f"{kind}{len(self.held)}"
         self.held[name] = value
         return f"self.{name}"
 
@@ -264,7 +269,8 @@ def _norm(m: Maker, value: Live) -> None:
     if kind < 0.1 and rank == 4:
         m.call(NormAct(value.shape[1]), value)
     elif kind < 0.2:
-        mean, variance = m.hold(m.draw(value.shape[1])), m.hold(m.draw(value.shape[1]).exp())
+        mean = m.hold(m.draw(value.shape[1]), learns=False)
+        variance = m.hold(m.draw(value.shape[1]).exp(), learns=False)
         gamma, beta = m.hold(m.scales(value.shape[1])), m.hold(m.draw(value.shape[1]))
         given = f"{value.name}, {mean}, {variance}, {gamma}, {beta}"
         m.say(f"functional.batch_norm({given}, training=False, eps=1e-4)", value.shape, value.axis)
@@ -483,6 +489,8 @@ def random_net(seed: int, pieces: int) -> Net:
     m = Maker(random.Random(seed), torch.Generator().manual_seed(seed))
     m.calm = m.chance()
     _enter(m)
+    if m.chance(0.7):
+        _extend(m, conv)
     for _ in range(pieces):
         _extend(m, m.pick(PIECES))
     return _finish(m, seed)
@@ -505,8 +513,11 @@ def _extend(m: Maker, piece: Callable[[Maker], None]) -> None:
 
 
 def _finish(m: Maker, seed: int) -> Net:
-    outputs = [v.name for v in m.pool if v is m.pool[-1] or m.chance(0.1)]
     body = [*m.lines]
+    read = {name for line in body for name in re.findall(r"\bv\d+", line.partition(" = ")[2])}
+    ends = [v.name for v in m.pool[1:] if v.name not in read]
+    outputs = [v for v in ends if v == ends[-1] or m.chance(0.6)] or [m.pool[-1].name]
+    outputs += [m.pick(m.pool).name] if m.chance(0.15) else []
     if m.chance(0.2):  # some of it without gradients
         at = m.upto(len(body))
         inner = [f"    {line}" for line in body[at - 1 :]]
@@ -527,7 +538,7 @@ def _module(m: Maker, code: str) -> nn.Module:
     for name, value in m.held.items():
         if isinstance(value, nn.Module):
             module.add_module(name, value)
-        elif m.chance():
+        elif name.startswith("t") and m.chance():
             module.register_parameter(name, nn.Parameter(value))
         else:
             module.register_buffer(name, value)

@@ -1,0 +1,139 @@
+"""Random torch modules, folded in all kinds and on both levels: they say the same.
+
+What is checked is in `random_torch_nets`: outputs in float64 (and what hooks see) within 1e-9 of
+the unfolded model, also for another size of the batch; the given module is left as it was, bit for
+bit; the state of the result can be stored and loaded; every step has a verdict.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache
+
+import pytest
+import torch
+from torch import nn
+
+import bnfold
+from tests.random_torch_nets import (
+    BARE,
+    CORE,
+    DYNAMIC,
+    FX,
+    FX_BARE,
+    IN_PLACE,
+    LEVELS,
+    MODULE,
+    PROGRAM,
+    TOLERANCE,
+    Net,
+    Trial,
+    error,
+    faults,
+    random_net,
+    run,
+    state,
+)
+
+pytestmark = [
+    # torch copies its own tree specs in a way that it deprecates,
+    pytest.mark.filterwarnings("ignore:.*isinstance\\(treespec, LeafSpec\\):FutureWarning"),
+    # and keeps gradients of what a hook of ours clones.
+    pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning"),
+]
+
+SEEDS = range(40, 52)
+CHEAP = (BARE, FX, FX_BARE)
+EXPORTED = (MODULE, IN_PLACE, PROGRAM, DYNAMIC)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Nets this small take several threads longer than one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@cache
+def net(seed: int) -> Net:
+    return random_net(seed, 1 + seed % 14)
+
+
+def said(net: Net, wrong: list[str]) -> str:
+    return "\n".join([net.code, *wrong])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_what_is_exported_says_the_same_when_folded(seed: int) -> None:
+    wrong = faults(net(seed), kinds=EXPORTED)
+    assert not wrong, said(net(seed), wrong)
+
+
+@pytest.mark.parametrize("seed", range(100, 160))
+def test_what_is_traced_says_the_same_when_folded(seed: int) -> None:
+    wrong = faults(net(seed), kinds=CHEAP)
+    assert not wrong, said(net(seed), wrong)
+
+
+@pytest.mark.parametrize("seed", [40, 43, 47])
+def test_a_decomposed_program_says_the_same_when_folded(seed: int) -> None:
+    wrong = faults(net(seed), kinds=[CORE])
+    assert not wrong, said(net(seed), wrong)
+
+
+def verdicts(seed: int, level: str) -> Counter[str]:
+    report = bnfold.fold(net(seed).module, level=level).report
+    return Counter(step.how or step.code for step in report.steps)
+
+
+def test_the_nets_hold_many_kinds_of_steps_and_many_fold() -> None:
+    """Or the tests above would say nothing."""
+    met: Counter[str] = Counter()
+    for seed in range(100, 160):
+        for level in LEVELS:
+            met += verdicts(seed, level)
+    assert {"backward", "forward", "around", "BNF010", "BNF017", "BNF018", "BNF021"} <= set(met)
+    assert sum(met[how] for how in ("backward", "forward", "around", "merged")) > 60
+    assert sum(met[code] for code in met if code.startswith("BNF")) > 60
+
+
+def test_folding_twice_finds_next_to_nothing_more() -> None:
+    seeds = range(100, 160)
+    more = []
+    for seed in seeds:
+        once = bnfold.fold(net(seed).module).model
+        if bnfold.fold(once).report.folded:
+            more.append(seed)
+    assert len(more) <= 0.05 * len(seeds), more
+
+
+def test_a_weight_that_is_off_by_a_millionth_is_noticed() -> None:
+    """The judge does say no."""
+    noticed = 0
+    for seed in range(100, 110):
+        found = net(seed)
+        wrong = copy.deepcopy(found.module)
+        expected = run(found, found.module, found.inputs)
+        for module in wrong.modules():
+            if isinstance(module, nn.Conv2d):
+                module.weight.data *= 1 + 1e-6
+        noticed += error(run(found, wrong, found.inputs), expected) > TOLERANCE
+    assert noticed >= 4
+
+
+def test_a_module_that_was_written_to_is_noticed() -> None:
+    module = copy.deepcopy(net(100).module)
+    before = state(module)
+    assert state(module) == before
+    next(iter(module.parameters())).data.flatten()[0] += 1e-15
+    assert state(module) != before
+
+
+def test_a_model_that_can_not_be_made_is_passed_over() -> None:
+    """Torch traces no assignment to an index; that is no fault of ours."""
+    trial = Trial(net(12), "max")
+    assert not list(trial.faults([FX]))
