@@ -157,7 +157,7 @@ class _Commit:
         return facts.constants.tensor(site.weight).detach().to(_TORCH[self._type_read(site)])
 
     def _type_read(self, site: LinearSite) -> str:
-        return self.described.facts.dtype(site.weight) or "FLOAT"
+        return self.described.facts.likely_dtype(site.weight)
 
     def _given_bias(self, site: LinearSite, given: Any, channels: int) -> F64:
         if given is None or site.beta == 0:
@@ -213,7 +213,7 @@ class _Commit:
         """What is padded in, in the units of the tensor that it is padded to."""
         assert taken.output is not None
         dtype = self.described.values[self.described.graph.operators[index].outputs[0]]
-        stored = _TORCH[self.described.facts.dtype(dtype) or "FLOAT"]
+        stored = _TORCH.get(self.described.facts.likely_dtype(dtype), torch.float32)
         value = taken.output.scale * site.value + taken.output.shift
         number = float(checked(index, value, numpy_type(stored))[0])
         return [self.writer.literal(site.call, "value", number)]
@@ -228,9 +228,9 @@ class _Commit:
         if site.call["running_mean"] is not None:
             yield from self._by_statistics(index, site.call, merged)
             return
-        dtype = numpy_type(_TORCH[self.described.facts.dtype(site.data) or "FLOAT"])
-        shape = (-1,) + (1,) * self._trailing(site, taken) if merged.channels > 1 else ()
         like = self.writer.some_tensor(site.call)
+        dtype = numpy_type(_TORCH.get(self.described.facts.likely_dtype(site.data), like.dtype))
+        shape = (-1,) + (1,) * self._trailing(site, taken) if merged.channels > 1 else ()
         scale, shift = (
             None if idle else as_tensor(checked(index, values, dtype).reshape(shape), like)
             for values, idle in (

@@ -61,7 +61,9 @@ class Constants:
     ) -> None:
         self._held, self._tensors = held, tensors
         self.changed = changed | _mutated(walk, held)
-        self.holds_doubles = any(t.dtype is torch.float64 for t in tensors.values())
+        floats = {t.dtype for t in tensors.values() if t.dtype.is_floating_point}
+        self.one_type = next(iter(floats)) if len(floats) == 1 else None
+        self.holds_doubles = torch.float64 in floats
         self._calls: dict[fx.Node, Call] = {}
         self._values: dict[fx.Node, Any] = {}
         for call in walk.calls:

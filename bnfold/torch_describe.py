@@ -134,7 +134,7 @@ class _Describer:
     def _number(self, node: fx.Node) -> int:
         if node not in self.numbers:
             self.numbers[node] = len(self.values)
-            dtype = self.facts.dtype(node) or "UNDEFINED"
+            dtype = self.facts.likely_dtype(node)
             self.values.append(Value(self._name(node), self.facts.shape(node), dtype))
         return self.numbers[node]
 

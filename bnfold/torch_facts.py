@@ -151,6 +151,11 @@ class Facts:
         """Whether a tensor is of a float type, or may be: where nothing is known, it is."""
         return self.dtype(argument) in {*DTYPES.values(), None}
 
+    def likely_dtype(self, argument: Any) -> str:
+        """The type of a tensor; where nothing states it, the one that the graph's tensors have."""
+        one = self.constants.one_type
+        return self.dtype(argument) or ("UNDEFINED" if one is None else type_name(one))
+
     def is_double(self, argument: Any) -> bool:
         """Whether a tensor is of float64; where nothing is known, if the graph holds such."""
         found = self.dtype(argument)

@@ -209,6 +209,8 @@ class Maker:
                     inner.bias.copy_(self.draw(inner.bias.numel()))
             elif isinstance(inner, nn.modules.conv._ConvNd | nn.Linear):
                 inner.weight.copy_(self.draw(*inner.weight.shape) * inner.weight[0].numel() ** -0.5)
+                if inner.bias is not None:
+                    inner.bias.copy_(self.draw(inner.bias.numel()) / 4)
 
 
 # ---- pieces ----
