@@ -237,6 +237,8 @@ class _Commit:
                 (merged.scale, merged.is_shifting), (merged.shift, merged.is_scaling)
             )
         )  # fmt: skip
+        if scale is None and shift is None:  # a merge of what undoes each other
+            scale = as_tensor(np.ones((), numpy_type(like.dtype)), like)
         yield from self.writer.instead(index, site, scale, shift)
 
     def _trailing(self, site: StepSite, taken: Absorption) -> int:

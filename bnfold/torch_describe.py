@@ -231,7 +231,8 @@ class _Describer:
     def _who_reads(self) -> None:
         constants = self.facts.constants
         for call in self.facts.walk.calls:
-            if not constants.is_constant(call.node):
+            # A body that was gone into reads what is handed to it by itself.
+            if not constants.is_constant(call.node) and call.node not in self.facts.walk.entered:
                 for argument in _tensors_in(tuple(call.arguments.values())):
                     self._reads(call, argument)
         for node in self.facts.walk.outputs:

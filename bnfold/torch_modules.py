@@ -75,8 +75,14 @@ def _captured(module: nn.Module, inputs: Inputs) -> tuple[Captures, _Seen]:
     if inputs.args is not None:
         _refuse_misfits(module, inputs)
     watched = is_watched_globally()
+    given = (inputs.args, inputs.kwargs, inputs.dynamic_shapes)
     with observing() as observed:
-        captures = capture(module, inputs.args, inputs.kwargs, inputs.dynamic_shapes)
+        captures = capture(module, *given)
+    if inputs.args is not None and captures.failures:
+        # torch.cond can't be exported while a hook on all modules is there.
+        unobserved = capture(module, *given)
+        if not unobserved.failures:
+            return unobserved, _Seen(Observed(), watched)
     return captures, _Seen(observed, watched)
 
 

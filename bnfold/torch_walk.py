@@ -31,6 +31,7 @@ class Walk:
         captured: Nodes that are handed to such a body.
         held: Nodes that stand for tensors that the graph holds.
         same: For a node that stands for another one, that one.
+        entered: Nodes that call bodies which are graphs of their own, and were gone into.
     """
 
     calls: list[Call] = field(default_factory=list)
@@ -39,6 +40,7 @@ class Walk:
     captured: list[fx.Node] = field(default_factory=list)
     held: tuple[fx.Node, ...] = ()
     same: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    entered: set[fx.Node] = field(default_factory=set)
 
     def resolve(self, node: fx.Node) -> fx.Node:
         """The node that ``node`` stands for."""
@@ -125,6 +127,7 @@ def _choose(found: Walk, outer: fx.GraphModule, node: fx.Node, held: Mapping[fx.
                 found.same[placeholder] = found.resolve(operand)
         _graph(found, body, held)
     found.captured += [n for n in read if n not in held]
+    found.entered.add(node)
     found.calls.append(as_call(node, found.resolve))
 
 

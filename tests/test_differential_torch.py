@@ -47,9 +47,7 @@ pytestmark = [
 
 SEEDS = range(40, 50)
 MANY = range(100, 140)
-BROKEN = {
-    seed: "a constant is written in float32 where its type is not known" for seed in (104, 137)
-}
+BROKEN = dict.fromkeys((104, 137), "a constant is written in float32 where its type is not known")
 CHEAP = (BARE, FX, FX_BARE)
 EXPORTED = (MODULE, IN_PLACE, PROGRAM, DYNAMIC)
 

@@ -17,7 +17,7 @@ from torch._higher_order_ops.while_loop import while_loop
 from torch.export import Dim, ExportedProgram
 
 import bnfold
-from tests.test_torch_program import all_nodes, assert_unchanged, saved_and_loaded, snapshot
+from tests.test_torch_program import all_nodes, assert_unchanged, norms, saved_and_loaded, snapshot
 from tests.torch_nets import (
     Shape,
     decomposed,
@@ -26,6 +26,7 @@ from tests.torch_nets import (
     lively,
     made,
     one_thread,
+    outputs,
     random,
     tensors_in,
     verdicts,
@@ -36,8 +37,10 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*isinstance\\(treespec, LeafSpec\\):FutureWarning"),
     # unflatten reads attributes before it sets them,
     pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node:UserWarning"),
-    # and a branch of a cond is asked for gradients that are none of a leaf.
+    # a branch of a cond is asked for gradients that are none of a leaf,
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+    # and scan makes a script of its own.
+    pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"),
 ]
 threads = pytest.fixture(autouse=True)(one_thread)
 
@@ -304,9 +307,13 @@ BODIES = {
         lambda: made(_cond_other_norm, a=conv(size=1), n=norm(), o=norm()), "BNF005 BNF005",
         positive=True,
     ),
-    "one weight, one norm": Row(lambda: made(_cond_raw, a=conv(size=1), n=norm()), "BNF005 backward"),
+    "one weight, one norm": Row(
+        lambda: made(_cond_raw, a=conv(size=1), n=norm()), "BNF005 backward"
+    ),
     "captured by a branch": Row(
-        lambda: made(_captured, **parts(a=conv(size=1), d=nn.Conv2d(4, 4, 1), e=nn.Conv2d(4, 4, 1))),
+        lambda: made(
+            _captured, **parts(a=conv(size=1), d=nn.Conv2d(4, 4, 1), e=nn.Conv2d(4, 4, 1))
+        ),
         "backward forward", "n o", "a",
     ),
     "a step inside, its conv outside": Row(
@@ -353,8 +360,8 @@ def given(name: str, form: str) -> ExportedProgram:
     net = lively(row.net(), positive=row.positive)
     sizes = tuple({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC} for _ in row.inputs)
     dynamic = sizes if row.others else None
-    whole = exported(net, feeds(row.inputs), dynamic_shapes=dynamic)
-    return whole
+    program: ExportedProgram = exported(net, feeds(row.inputs), dynamic_shapes=dynamic)
+    return program
 
 
 @cache
@@ -494,3 +501,213 @@ def tensors_of(program: ExportedProgram) -> dict[str, Tensor]:
 def unread(program: ExportedProgram) -> set[str]:
     nodes = all_nodes(program.graph_module)
     return {node.name for node in nodes if not node.users and node.op != "output"}
+
+
+# ---- bodies ----
+
+
+@pytest.mark.xfail(strict=True, reason=BY_COND)
+@pytest.mark.parametrize("form", [TRAINING, CORE])
+def test_a_new_bias_is_an_operand_of_both_branches(form: str) -> None:
+    program = folded("cond", form).model
+    choice = next(
+        node for node in program.graph.nodes if node.target is torch.ops.higher_order.cond
+    )
+    operands = [operand.name for operand in choice.args[3]]
+    assert {"p_a_bias", "p_b_bias"} <= set(operands)
+    for branch in choice.args[1:3]:
+        body = program.graph_module.get_submodule(str(branch.target))
+        inputs = body.graph.find_nodes(op="placeholder")
+        assert [node.meta["val"].shape for node in inputs[1:]] == [
+            program.state_dict[name].shape for name in map(parameter_of(program), operands[1:])
+        ]
+
+
+def parameter_of(program: ExportedProgram) -> Callable[[str], str]:
+    signature = program.graph_signature
+    return {**signature.inputs_to_parameters, **signature.inputs_to_buffers}.__getitem__
+
+
+def test_norms_in_bodies_of_loops_stay() -> None:
+    for name in ("while_loop", "map", "scan"):
+        program, result = given(name, TRAINING), folded(name, TRAINING).model
+        assert (norms(program), norms(result)) == (3, 1)
+        loop = "p.running_mean", "c.weight"
+        assert all(result.state_dict[key] is program.state_dict[key] for key in loop)
+
+
+def test_what_runs_in_bfloat16_is_no_worse_than_before() -> None:
+    net = lively(made(_autocast, **parts()), positive=True)
+    x = random(*IMAGE)
+    expected = [value.double() for value in outputs(net, [x])]
+    program = exported(copy.deepcopy(net).float(), [x.float()])
+    result = bnfold.fold(program)
+    assert norms(result.model) == 0
+    assert {t.dtype for t in result.model.state_dict.values()} == {torch.float32}
+    before, after = (
+        error(expected, [value.double() for value in outputs(each, [x.float()])])
+        for each in (program, result.model)
+    )
+    assert 1e-4 < after < 2 * before
+
+
+# ---- parameters ----
+
+
+@pytest.mark.parametrize("frozen", ["a.weight", "b.weight", "b.bias"])
+def test_a_frozen_parameter_stays_frozen_and_its_new_bias_is_frozen(frozen: str) -> None:
+    net = lively(made(_no_grad, **parts()))
+    net.get_parameter(frozen).requires_grad_(False)
+    result = bnfold.fold(exported(net, [random(*IMAGE)])).model
+    trained = {name for name, value in result.named_parameters() if value.requires_grad}
+    lost = {frozen, "a.bias"} if frozen == "a.weight" else {frozen}
+    assert trained == {"a.weight", "a.bias", "b.weight", "b.bias"} - lost
+
+
+@pytest.mark.parametrize(("unshare", "stay"), [(False, 2), (10, 2), (4 * 3 * 8, 0), (True, 0)])
+def test_a_tied_weight_is_unshared_where_that_is_asked_for(unshare: bool | int, stay: int) -> None:
+    def run(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        return m.n(m.a(x)), m.o(m.b(x.relu()))
+
+    first, second = conv(size=1), conv(size=1)
+    second.weight = first.weight
+    net = lively(made(run, a=first, b=second, n=norm(), o=norm()), positive=True)
+    x = random(*IMAGE)
+    program = exported(net, [x])
+    result = bnfold.fold(program, unshare=unshare)
+    result.model.validate()
+    assert len(result.report.kept) == stay == norms(result.model)
+    assert error(outputs(net, [x]), outputs(result.model, [x])) < 1e-9
+    assert error(outputs(net, [x]), outputs(saved_and_loaded(result.model), [x])) < 1e-9
+
+
+@pytest.mark.xfail(strict=True, reason="only the name that is read is written")
+def test_tied_names_that_agree_are_still_one_tensor() -> None:
+    result = folded("tied", TRAINING).model
+    state = result.state_dict
+    assert state["a.weight"].data_ptr() == state["b.weight"].data_ptr()
+    assert not torch.equal(state["a.weight"], given("tied", TRAINING).state_dict["a.weight"])
+
+
+# ---- buffers that change ----
+
+
+def _training(m: Any, x: Tensor) -> Tensor:
+    y = m.t(m.a(x))
+    result: Tensor = m.o(m.b(y.relu()))
+    return result
+
+
+@pytest.mark.parametrize("form", [TRAINING, CORE])
+def test_a_norm_in_training_mode_goes_on_counting_among_others(form: str) -> None:
+    net = lively(made(_training, **parts(t=norm())))
+    del net.n
+    net.t.train()
+    program = exported(net, [random(*IMAGE)])
+    program = decomposed(program) if form == CORE else program
+    result = bnfold.fold(program)
+    assert list(verdicts(result.report).values()) == ["BNF001", "backward"]
+    result.model.validate()
+    counted = []
+    for each in (program, result.model):
+        module = saved_and_loaded(each).module()
+        made_ = ran(module, [random(*IMAGE, seed=3)])
+        buffers = dict(module.named_buffers())
+        counted.append([*made_, *(buffers[f"t.{n}"] for n in ("running_mean", "running_var"))])
+        assert buffers["t.num_batches_tracked"] == 2
+    assert error(*counted) < 1e-9
+
+
+def test_a_counter_goes_on_where_it_stood() -> None:
+    counts = []
+    for program in (given("counter", TRAINING), folded("counter", TRAINING).model):
+        module = saved_and_loaded(program).module()
+        ran(module, [random(*IMAGE)])
+        counts.append(module.get_buffer("count").item())
+    assert counts == [2, 2]
+
+
+# ---- how a program was made ----
+
+
+def _structured(m: Any, x: Tensor, *, more: dict[str, Tensor]) -> dict[str, Any]:
+    return {"y": m.n(m.a(x)), "z": [m.o(m.b(more["u"])), (more["v"],)]}
+
+
+def test_arguments_and_results_keep_their_structure() -> None:
+    net = lively(made(_structured, **parts()))
+    x, u, v = random(*IMAGE), random(2, 4, 3, 3), random(2)
+    more = {"more": {"u": u, "v": v}}
+    program = torch.export.export(net, (x,), more, strict=False)
+    result = bnfold.fold(program).model
+    assert norms(result) == 0
+    for each in (result, saved_and_loaded(result), decomposed(result)):
+        got = each.module()(x, **more)
+        assert isinstance(got["z"][1], tuple)
+        assert error(list(tensors_in(net(x, **more))), list(tensors_in(got))) < 1e-9
+    assert result.example_inputs == program.example_inputs
+
+
+def test_a_program_of_the_strict_capture_folds_like_the_other() -> None:
+    row = ROWS["attributes"]
+    net, x = lively(row.net()), feeds(row.inputs)
+    program = torch.export.export(net, tuple(x), strict=True)
+    result = bnfold.fold(program)
+    assert " ".join(verdicts(result.report).values()) == row.decided
+    result.model.validate()
+    assert error(outputs(net, x), outputs(result.model, x)) < 1e-9
+    other = folded("attributes", TRAINING).model
+    assert list(result.model.state_dict) == list(other.state_dict)
+
+
+@pytest.mark.parametrize("name", ["sequential", "attributes", "no_grad"])
+def test_a_program_from_a_file_folds_like_the_one_that_was_saved(name: str) -> None:
+    result = bnfold.fold(saved_and_loaded(given(name, TRAINING)))
+    expected = folded(name, TRAINING)
+    assert verdicts(result.report) == verdicts(expected.report)
+    found, other = tensors_of(result.model), tensors_of(expected.model)
+    assert list(found) == list(other)
+    assert all(torch.equal(found[key], other[key]) for key in found)
+
+
+class Block(nn.Module):
+    """A Conv and its BatchNorm."""
+
+    def __init__(self, inputs: int) -> None:
+        super().__init__()
+        self.conv, self.bn = conv(inputs), norm()
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.bn(self.conv(x))
+        return result
+
+
+@pytest.mark.parametrize("kept", [("0",), ("0.bn", "2"), ("0", "0.conv", "0.bn", "1", "2")])
+def test_calls_of_modules_that_are_to_be_kept_can_be_unflattened(kept: tuple[str, ...]) -> None:
+    net, x = lively(nn.Sequential(Block(3), nn.ReLU(), Block(4))), random(2, 3, 8, 8)
+    program = torch.export.export(net, (x,), preserve_module_call_signature=kept, strict=False)
+    result = bnfold.fold(program).model
+    assert norms(result) == 0
+    result.validate()
+    apart = torch.export.unflatten(result)
+    assert error(outputs(net, [x]), outputs(apart, [x])) < 1e-9
+    with torch.no_grad():
+        assert error([net[0](x)], [apart.get_submodule("0")(x)]) < 1e-9
+
+
+def test_a_state_dict_goes_into_the_module_of_another_fold() -> None:
+    other = exported(lively(ROWS["sequential"].net(), seed=5), feeds((IMAGE,)))
+    module = bnfold.fold(other).model.module()
+    expected = folded("sequential", TRAINING).model
+    module.load_state_dict(expected.state_dict)
+    x = [random(*IMAGE)]
+    assert error(outputs(expected, x), outputs(module, x)) < 1e-12
+
+
+def test_what_a_fold_returns_takes_other_constants() -> None:
+    program = folded("attributes", TRAINING).model
+    bias = random(5, seed=2)
+    result = bnfold.rewrite_constants(program, {"b.bias": bias[:4]})
+    x = [random(*IMAGE)]
+    shift = (bias[:4] - program.state_dict["b.bias"]).detach().reshape(-1, 1, 1)
+    assert error([outputs(program, x)[0] + shift], outputs(result, x)) < 1e-9
