@@ -40,8 +40,9 @@ def fold_module(
     before = size_of(root)
     captures, seen = _captured(root, inputs)
     parts = [_fold_part(root, part, seen, options) for part in captures.parts]
+    report = _report(root, parts, captures, options, before, size_of(root))
     owned(root, lent)
-    return root, _report(root, parts, captures, options, before, size_of(root))
+    return root, report
 
 
 def _copy(module: nn.Module) -> tuple[nn.Module, dict[int, Tensor]]:

@@ -85,14 +85,25 @@ class ProgramEditor:
         return MappingProxyType(self._tensors)
 
     def write(self, name: str, tensor: Tensor) -> None:
-        """Let the tensor ``name`` be ``tensor`` from now on; other names keep what they had."""
-        new = of_kind(tensor, self._tensors[name])
-        for store in (self._state, self._constants, self._tensors):
-            if name in store:
-                store[name] = new
+        """Let the tensor ``name`` be ``tensor``; other names that are read keep what they had."""
+        old = self._tensors[name]
+        new = of_kind(tensor, old)
+        for each in (name, *self._other_names(old)):
+            for store in (self._state, self._constants, self._tensors):
+                if each in store:
+                    store[each] = new
         for node in self._placeholders(name):
             if not is_stated(new, node.meta["val"]):
                 self._restate(node, fake(new, node.meta["val"]))
+
+    def _other_names(self, tensor: Tensor) -> list[str]:
+        """Other names of a tensor, of which torch.export made no placeholders of their own."""
+        read = set(self._held.values())
+        return [
+            n
+            for n, t in self._tensors.items()
+            if n not in read and _identity(t) == _identity(tensor)
+        ]
 
     def _placeholders(self, name: str) -> list[fx.Node]:
         return [node for node, held in self._held.items() if held == name]

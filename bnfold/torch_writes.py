@@ -115,10 +115,17 @@ class Writer:
     def beside(self, call: Call, argument: str, given: Any, tensor: Tensor) -> Edit:
         """``tensor`` as ``argument`` that ``call`` did not have, named like its ``given``."""
         like = self._like(given)
-        path = like.rpartition(".")[0] if call.module is None else str(call.node.target)
-        if given is None and call.module is None:
-            path = self._described.facts.place(call).path
+        path = str(call.node.target) if call.module is not None else self._home(call, like)
         return self._named(call, argument, f"{path}.{argument}".lstrip("."), tensor, like)
+
+    def _home(self, call: Call, like: str) -> str:
+        """The path of the layer that ``call`` is, as its weight has it, or its place says."""
+        path = self._described.facts.place(call).path
+        tensors = self._editor.tensors
+        own = tensors.get(f"{path}.{like.rpartition('.')[2]}".lstrip("."))
+        if own is not None and storage(own) == storage(tensors[like]):
+            return path
+        return like.rpartition(".")[0] if call["weight"] is not None else path
 
     def _named(self, call: Call, argument: str, name: str, tensor: Tensor, like: str) -> Edit:
         self._claim(call, argument, as_array(tensor).tobytes())

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import cache
-from typing import Any
 
 import pytest
 import torch
@@ -47,7 +46,6 @@ pytestmark = [
 
 SEEDS = range(40, 50)
 MANY = range(100, 140)
-BROKEN = dict.fromkeys((104, 137), "a constant is written in float32 where its type is not known")
 CHEAP = (BARE, FX, FX_BARE)
 EXPORTED = (MODULE, IN_PLACE, PROGRAM, DYNAMIC)
 
@@ -76,16 +74,7 @@ def test_what_is_exported_says_the_same_when_folded(seed: int) -> None:
     assert not wrong, said(net(seed), wrong)
 
 
-def rows(seeds: Iterable[int]) -> list[Any]:
-    return [
-        pytest.param(s, marks=pytest.mark.xfail(strict=True, reason=BROKEN[s]))
-        if s in BROKEN
-        else s
-        for s in seeds
-    ]
-
-
-@pytest.mark.parametrize("seed", rows(MANY))
+@pytest.mark.parametrize("seed", MANY)
 def test_what_is_traced_says_the_same_when_folded(seed: int) -> None:
     wrong = faults(net(seed), kinds=CHEAP)
     assert not wrong, said(net(seed), wrong)

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -267,13 +267,13 @@ def _while(m: Any, y: Tensor) -> Tensor:
     def go_on(i: Tensor, y: Tensor) -> Tensor:
         return i < 2
 
-    found: Any = while_loop(go_on, lambda i, y: (i + 1, _step(m, y)), (torch.tensor(0), y))
+    found: Any = loop(go_on, lambda i, y: (i + 1, _step(m, y)), (torch.tensor(0), y))
     result: Tensor = found[1]
     return result
 
 
 def _map(m: Any, y: Tensor) -> Tensor:
-    result: Tensor = mapped(lambda z: _step(m, z[None])[0], y)
+    result: Tensor = over_batch(lambda z: _step(m, z[None])[0], y)
     return result
 
 
@@ -282,8 +282,13 @@ def _scan(m: Any, y: Tensor) -> Tensor:
         z = _step(m, z[None])[0]
         return carry + z, z * 2
 
-    carry, result = scan(step, torch.zeros_like(y[0]), y)
-    return result + carry
+    carry, made = scan(step, torch.zeros_like(y[0]), y)
+    result: Tensor = made + carry
+    return result
+
+
+# Torch says less of the types of these than they take.
+loop, over_batch = cast(Any, while_loop), cast(Any, mapped)
 
 
 def looping(body: Callable[[Any, Tensor], Tensor]) -> Row:
@@ -293,15 +298,14 @@ def looping(body: Callable[[Any, Tensor], Tensor]) -> Row:
     )  # fmt: skip
 
 
-BY_COND = "a cond counts as a reader of what its branches read"
 BODIES = {
     "cond": Row(
         lambda: made(_cond, **parts(a=conv(size=1), b=conv(size=1))),
-        "backward backward", "n o", "a b", fault=BY_COND,
+        "backward backward", "n o", "a b",
     ),
     "one weight in both branches": Row(
         lambda: made(_cond_one_weight, a=conv(size=1), n=norm()), "backward backward", "n", "a",
-        positive=True, fault=BY_COND,
+        positive=True, fault="the second bias is a.bias_1",
     ),
     "one weight, two norms": Row(
         lambda: made(_cond_other_norm, a=conv(size=1), n=norm(), o=norm()), "BNF005 BNF005",
@@ -352,10 +356,11 @@ def judged(*faulty: str) -> list[Any]:
 def given(name: str, form: str) -> ExportedProgram:
     """The program of a row, which nobody may change."""
     if form == FUNCTIONAL:
-        return given(name, TRAINING).run_decompositions({})
+        functional: ExportedProgram = given(name, TRAINING).run_decompositions({})
+        return functional
     if form == CORE:
-        whole: ExportedProgram = decomposed(given(name, TRAINING))
-        return whole
+        core: ExportedProgram = decomposed(given(name, TRAINING))
+        return core
     row = ROWS[name]
     net = lively(row.net(), positive=row.positive)
     sizes = tuple({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC} for _ in row.inputs)
@@ -407,10 +412,7 @@ def assert_runs_alike(program: ExportedProgram, name: str) -> None:
 # ---- what holds for every program ----
 
 
-DECISIONS = ("there and back", "cond", "one weight in both branches")
-
-
-@pytest.mark.parametrize(("name", "form"), judged(*DECISIONS))
+@pytest.mark.parametrize(("name", "form"), judged("there and back"))
 def test_a_folded_program_is_valid_and_says_the_same(name: str, form: str) -> None:
     row, result = ROWS[name], folded(name, form)
     decided = row.decided if form == TRAINING else row.core or row.decided
@@ -447,7 +449,9 @@ def test_the_given_program_is_left_as_it_was(name: str, form: str) -> None:
     assert result.call_spec == program.call_spec
 
 
-@pytest.mark.parametrize(("name", "form"), judged("tied", *DECISIONS))
+@pytest.mark.parametrize(
+    ("name", "form"), judged("tied", "one weight in both branches", "there and back")
+)
 def test_names_stay_but_for_norms_that_are_gone_and_new_biases(name: str, form: str) -> None:
     row = ROWS[name]
     before, after = tensors_of(given(name, form)), tensors_of(folded(name, form).model)
@@ -506,7 +510,6 @@ def unread(program: ExportedProgram) -> set[str]:
 # ---- bodies ----
 
 
-@pytest.mark.xfail(strict=True, reason=BY_COND)
 @pytest.mark.parametrize("form", [TRAINING, CORE])
 def test_a_new_bias_is_an_operand_of_both_branches(form: str) -> None:
     program = folded("cond", form).model
@@ -564,7 +567,7 @@ def test_a_frozen_parameter_stays_frozen_and_its_new_bias_is_frozen(frozen: str)
     assert trained == {"a.weight", "a.bias", "b.weight", "b.bias"} - lost
 
 
-@pytest.mark.parametrize(("unshare", "stay"), [(False, 2), (10, 2), (4 * 3 * 8, 0), (True, 0)])
+@pytest.mark.parametrize(("unshare", "stay"), [(False, 1), (95, 1), (96, 0), (True, 0)])
 def test_a_tied_weight_is_unshared_where_that_is_asked_for(unshare: bool | int, stay: int) -> None:
     def run(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         return m.n(m.a(x)), m.o(m.b(x.relu()))
@@ -691,8 +694,8 @@ def test_calls_of_modules_that_are_to_be_kept_can_be_unflattened(kept: tuple[str
     result.validate()
     apart = torch.export.unflatten(result)
     assert error(outputs(net, [x]), outputs(apart, [x])) < 1e-9
-    with torch.no_grad():
-        assert error([net[0](x)], [apart.get_submodule("0")(x)]) < 1e-9
+    calls = {entry.fqn for entry in result.module_call_graph if entry.signature is not None}
+    assert calls - {""} == {path for path in kept if not path.endswith("bn")}
 
 
 def test_a_state_dict_goes_into_the_module_of_another_fold() -> None:
