@@ -97,13 +97,9 @@ class ProgramEditor:
                 self._restate(node, fake(new, node.meta["val"]))
 
     def _other_names(self, tensor: Tensor) -> list[str]:
-        """Other names of a tensor, of which torch.export made no placeholders of their own."""
-        read = set(self._held.values())
-        return [
-            n
-            for n, t in self._tensors.items()
-            if n not in read and _identity(t) == _identity(tensor)
-        ]
+        """The names of a tensor that nothing reads: those of a tie that torch.export made one."""
+        own = _identity(tensor)
+        return [n for n in self._unread_names() if _identity(self._tensors[n]) == own]
 
     def _placeholders(self, name: str) -> list[fx.Node]:
         return [node for node, held in self._held.items() if held == name]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -29,6 +29,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit.*is deprecated:DeprecationWarning"),
     # It copies its own tree specs in a way that it deprecates.
     pytest.mark.filterwarnings("ignore:.*isinstance\\(treespec, LeafSpec\\):FutureWarning"),
+    # It remembers hooks on all modules after they are removed, those of other tests, too.
+    pytest.mark.filterwarnings("ignore:Using `torch.compile.* when there are global hooks"),
 ]
 threads = pytest.fixture(autouse=True)(one_thread)
 
@@ -213,7 +215,7 @@ def test_folding_before_the_export_gives_the_weights_of_folding_after_it(exporte
 
 
 @contextmanager
-def reset() -> Iterator[None]:
+def forgetting() -> Iterator[None]:
     """What was compiled in here is forgotten at its end."""
     try:
         yield
@@ -245,7 +247,8 @@ def jit_saved(model: nn.Module) -> Any:
     file = io.BytesIO()
     torch.jit.save(torch.jit.script(model), file)
     file.seek(0)
-    return torch.jit.load(file)
+    load: Any = torch.jit.load
+    return load(file)
 
 
 def state_of_another(model: nn.Module) -> Any:
@@ -259,7 +262,7 @@ WAYS: dict[str, Callable[[Any], Any]] = {
     "torch.export": lambda model: programmed(model).module(),
     "torch.export, decomposed": lambda model: decomposed(programmed(model)).module(),
     "torch.export, saved": reexported,
-    "torch.jit.trace": lambda model: torch.jit.trace(model, (image(),)),
+    "torch.jit.trace": lambda model: cast(Any, torch.jit.trace)(model, (image(),)),
     "torch.jit.script": torch.jit.script,
     "torch.jit.script, saved": jit_saved,
     "torch.jit.script, frozen": lambda model: torch.jit.freeze(torch.jit.script(model)),
@@ -280,12 +283,24 @@ WAYS: dict[str, Callable[[Any], Any]] = {
 def test_a_folded_module_goes_where_modules_go(way: Callable[[Any], Any], inputs: bool) -> None:
     model = folded(inputs)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with reset(), torch.no_grad():
+    with forgetting(), torch.no_grad():
         result = way(model)
         for batch in (2, 3):
             assert distance(result(image(batch)), batch) < 1e-5
     assert not norms(result)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.xfail(strict=True, reason="torch forgets to remove an entry of a hook's")
+@pytest.mark.parametrize("inputs", [True, False], ids=["captured", "traced"])
+def test_a_fold_leaves_nothing_behind_in_torch(inputs: bool) -> None:
+    def left() -> list[list[int]]:
+        held = vars(torch.nn.modules.module).items()
+        return [sorted(value) for name, value in held if name.startswith("_global") and value]
+
+    before = left()
+    bnfold.fold(net(), image() if inputs else None)
+    assert left() == before
 
 
 @pytest.mark.parametrize("inputs", [True, False], ids=["captured", "traced"])
@@ -347,7 +362,7 @@ def test_the_recipes_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.Monke
     found = snippets("In an export pipeline")
     assert len(found) == 3
     seen: dict[str, Any] = {"net": net(), "image": image()}
-    files = {}
+    files: dict[str, bytes] = {}
     with quiet_export():
         for block in found:
             exec(block, seen)
