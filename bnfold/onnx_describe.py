@@ -19,12 +19,13 @@ from bnfold.channel_graph import (
     Tie,
     Value,
 )
+from bnfold.found import FoundLinear, FoundStep
 from bnfold.onnx_constants import bodies
 from bnfold.onnx_evaluate import UncomputableError
 from bnfold.onnx_facts import Facts
-from bnfold.onnx_linear import FoundLinear, LinearSite, as_operator, find_linear
+from bnfold.onnx_linear import LinearSite, as_operator, find_linear
 from bnfold.onnx_shapes import Inferred
-from bnfold.onnx_steps import BINARY, FoundStep, StepSite, find_step
+from bnfold.onnx_steps import BINARY, StepSite, find_step
 from bnfold.onnx_tensors import stored_bytes
 from bnfold.onnx_ties import find_tie
 
@@ -154,7 +155,7 @@ class _Walk:
         else:
             self._other(node, graph)
 
-    def _linear(self, found: FoundLinear) -> None:
+    def _linear(self, found: FoundLinear[LinearSite]) -> None:
         site = found.site
         if site.add is not None:
             self.absorbed_adds.add(site.add)
@@ -163,7 +164,7 @@ class _Walk:
         readers = self._readers_of(weight) if constant and weight else ()
         self._add(as_operator(self.facts, found, self._number, readers), site)
 
-    def _step(self, found: FoundStep) -> None:
+    def _step(self, found: FoundStep[StepSite]) -> None:
         node = found.site.node
         data = node.inputs[found.site.data_input]
         assert data is not None

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from bnfold.affine import Layout, in_channels, out_channels
 from bnfold.channel_graph import Bias, Linear, Weight
 from bnfold.errors import InvalidModelError
+from bnfold.found import FoundLinear
 from bnfold.onnx_constants import MOVES
 from bnfold.onnx_facts import (
     Facts,
@@ -62,18 +63,10 @@ class LinearSite:
         return (self.add or self.node).outputs[0]
 
 
-@dataclass(frozen=True, slots=True)
-class FoundLinear:
-    """A linear operator, before its values are numbered."""
-
-    site: LinearSite
-    in_axis: int
-    out_axis: int
-    shift_barrier: str
-    bias: Bias
+Found = FoundLinear[LinearSite]
 
 
-def find_linear(facts: Facts, node: ir.Node, graph: ir.Graph) -> FoundLinear | None:
+def find_linear(facts: Facts, node: ir.Node, graph: ir.Graph) -> Found | None:
     """Recognise ``node`` as a linear operator, or None."""
     finder = _FINDERS.get(node.op_type)
     if finder is None or len(node.inputs) < 2 or not facts.is_plain(node):
@@ -82,7 +75,7 @@ def find_linear(facts: Facts, node: ir.Node, graph: ir.Graph) -> FoundLinear | N
 
 
 def as_operator(
-    facts: Facts, found: FoundLinear, number: Callable[[ir.Value], int], readers: tuple[str, ...]
+    facts: Facts, found: Found, number: Callable[[ir.Value], int], readers: tuple[str, ...]
 ) -> Linear:
     """The linear operator in the neutral vocabulary."""
     site = found.site
@@ -171,7 +164,7 @@ def _auto_pad(node: ir.Node) -> str:
     return "NOTSET" if attribute is None else attribute.as_string()
 
 
-def _conv(facts: Facts, node: ir.Node, graph: ir.Graph) -> FoundLinear:
+def _conv(facts: Facts, node: ir.Node, graph: ir.Graph) -> Found:
     slot, bias = _input_bias(facts, node)
     layout = Layout(out_axis=0, in_axis=1, groups=int_attribute(node, "group", 1))
     site = LinearSite(node, graph, 0, 1, layout, slot, bias_input=2)
@@ -184,7 +177,7 @@ def _conv(facts: Facts, node: ir.Node, graph: ir.Graph) -> FoundLinear:
     return FoundLinear(site, 1, 1, "it pads with zeros" if padded else "", bias)
 
 
-def _conv_transpose(facts: Facts, node: ir.Node, graph: ir.Graph) -> FoundLinear:
+def _conv_transpose(facts: Facts, node: ir.Node, graph: ir.Graph) -> Found:
     slot, bias = _input_bias(facts, node)
     layout = Layout(out_axis=1, in_axis=0, groups=int_attribute(node, "group", 1))
     site = LinearSite(node, graph, 0, 1, layout, slot, bias_input=2)
@@ -198,7 +191,7 @@ def _conv_transpose(facts: Facts, node: ir.Node, graph: ir.Graph) -> FoundLinear
     return FoundLinear(site, 1, 1, "" if whole else "its sums differ from place to place", bias)
 
 
-def _gemm(facts: Facts, node: ir.Node, graph: ir.Graph) -> FoundLinear | None:
+def _gemm(facts: Facts, node: ir.Node, graph: ir.Graph) -> Found | None:
     data, weight = node.inputs[0], node.inputs[1]
     if facts.constants.is_constant(data) or weight is None:
         return None
@@ -212,7 +205,7 @@ def _gemm(facts: Facts, node: ir.Node, graph: ir.Graph) -> FoundLinear | None:
     return FoundLinear(site, in_axis, 1, "", bias)
 
 
-def _matmul(facts: Facts, node: ir.Node, graph: ir.Graph) -> FoundLinear | None:
+def _matmul(facts: Facts, node: ir.Node, graph: ir.Graph) -> Found | None:
     first, second = node.inputs[0], node.inputs[1]
     if facts.is_float_constant(second) and first is not None:
         return _matmul_by(facts, node, graph, data=first, position=0)
@@ -223,7 +216,7 @@ def _matmul(facts: Facts, node: ir.Node, graph: ir.Graph) -> FoundLinear | None:
 
 def _matmul_by(
     facts: Facts, node: ir.Node, graph: ir.Graph, *, data: ir.Value, position: int
-) -> FoundLinear | None:
+) -> Found | None:
     weight = node.inputs[1 - position]
     assert weight is not None
     shape, rank = facts.constants.shape(weight), facts.rank(data)
@@ -262,6 +255,6 @@ def _bias_add(facts: Facts, node: ir.Node, channels: int, back: int) -> ir.Node 
     return add if len(shape) <= allowed and shape in (lies, (1,) * len(shape)) else None
 
 
-_FINDERS: dict[str, Callable[[Facts, ir.Node, ir.Graph], FoundLinear | None]] = {
+_FINDERS: dict[str, Callable[[Facts, ir.Node, ir.Graph], Found | None]] = {
     "Conv": _conv, "ConvTranspose": _conv_transpose, "Gemm": _gemm, "MatMul": _matmul,
 }  # fmt: skip

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from bnfold.affine import F64, AffineMap
 from bnfold.channel_graph import Form
 from bnfold.errors import InvalidModelError
+from bnfold.found import RANK_UNKNOWN, FoundStep, Placed, lying, placed
 from bnfold.onnx_evaluate import UncomputableError
 from bnfold.onnx_facts import FLOAT_TYPES, Facts, float_attribute, input_at, int_attribute
 
@@ -40,19 +41,10 @@ class StepSite:
     broadcast_axis: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class FoundStep:
-    """An affine step, before its values are numbered."""
-
-    site: StepSite
-    axis: int | None
-    map: AffineMap | None
-    form: Form
-    training_mode: bool = False
-    unproved: str = ""
+Found = FoundStep[StepSite]
 
 
-def find_step(facts: Facts, node: ir.Node, graph: ir.Graph) -> FoundStep | None:
+def find_step(facts: Facts, node: ir.Node, graph: ir.Graph) -> Found | None:
     """Recognise ``node`` as an affine step, or None.
 
     Raises:
@@ -74,7 +66,7 @@ def find_step(facts: Facts, node: ir.Node, graph: ir.Graph) -> FoundStep | None:
 # ---- BatchNormalization ----
 
 
-def _batch_norm(facts: Facts, node: ir.Node, graph: ir.Graph) -> FoundStep | None:
+def _batch_norm(facts: Facts, node: ir.Node, graph: ir.Graph) -> Found | None:
     if len(node.inputs) < 5 or node.inputs[0] is None or None in node.inputs[:5]:
         return None
     site = StepSite(node, graph, 0)
@@ -137,7 +129,7 @@ def _refuse_bad_parameters(facts: Facts, node: ir.Node, parameters: list[F64]) -
 # ---- Mul, Add, Sub, Div by a constant ----
 
 
-def _binary(facts: Facts, node: ir.Node, graph: ir.Graph) -> FoundStep | None:
+def _binary(facts: Facts, node: ir.Node, graph: ir.Graph) -> Found | None:
     position = _constant_position(facts, node)
     if position is None:
         return None
@@ -149,20 +141,20 @@ def _binary(facts: Facts, node: ir.Node, graph: ir.Graph) -> FoundStep | None:
     shape = _constant_shape(facts, constant)
     if shape is None or sum(dim != 1 for dim in shape) > 1:
         return None
-    placed = _place(facts, node, data, shape, facts.opset(graph))
-    if placed is None:
+    lies, stated = _place(facts, node, data, shape, facts.opset(graph))
+    if lies is None:
         return None
-    site = StepSite(node, graph, 1 - position, placed.trailing, placed.broadcast_axis)
+    site = StepSite(node, graph, 1 - position, lies.trailing, stated)
     if not facts.constants.is_constant(constant):
-        return FoundStep(site, placed.axis, None, Form.EITHER, unproved=f"'{constant.name}'")
+        return FoundStep(site, lies.axis, None, Form.EITHER, unproved=f"'{constant.name}'")
     try:
         values = facts.constants.float64(constant).ravel()
     except UncomputableError as error:
-        return FoundStep(site, placed.axis, None, Form.EITHER, unproved=str(error))
+        return FoundStep(site, lies.axis, None, Form.EITHER, unproved=str(error))
     taken = _binary_map(node, position, values)
     if taken is None:
         return None
-    return FoundStep(site, placed.axis, taken, Form.EITHER, unproved=placed.unproved)
+    return FoundStep(site, lies.axis, taken, Form.EITHER, unproved=lies.unproved)
 
 
 def _constant_position(facts: Facts, node: ir.Node) -> int | None:
@@ -196,42 +188,19 @@ def _binary_map(node: ir.Node, position: int, constant: F64) -> AffineMap | None
         return AffineMap.scaling(1.0 / constant) if position == 1 else None
 
 
-@dataclass(frozen=True, slots=True)
-class _Placed:
-    axis: int | None
-    trailing: int
-    unproved: str = ""
-    broadcast_axis: int | None = None
-
-
 def _place(
     facts: Facts, node: ir.Node, data: ir.Value, constant: tuple[int, ...], opset: int
-) -> _Placed | None:
-    """On which axis of ``data`` the constant lies; None when the result has another shape."""
+) -> tuple[Placed | None, int | None]:
+    """On which axis of ``data`` the constant lies, and that axis if an old node states it."""
     shape = facts.shape(data)
-    rank = None if shape is None else len(shape)
-    if rank is not None and len(constant) > rank:
-        return None  # the constant raises the rank
-    if all(dim == 1 for dim in constant):
-        unproved = "the rank of its input is unknown" if rank is None and constant else ""
-        return _Placed(None, 0, unproved)
-    at = next(i for i, dim in enumerate(constant) if dim != 1)
-    trailing = len(constant) - at - 1
     stated = int_attribute(node, "axis", -1) if opset < 7 else -1
-    if stated >= 0:
-        if rank is None:
-            return _Placed(stated + at, trailing, "the rank of its input is unknown", stated)
-        trailing = rank - stated - at - 1
-    axis = -1 - trailing if rank is None else rank - 1 - trailing
+    many = [i for i, size in enumerate(constant) if size != 1]
+    if stated < 0 or not many or (shape is not None and len(constant) > len(shape)):
+        return placed(shape, constant), None
     if shape is None:
-        return _Placed(axis, trailing, "the rank of its input is unknown")
-    met = shape[axis]
-    if met == 1:
-        return None  # the constant enlarges what it meets
-    if isinstance(met, int) and met != constant[at]:
-        return None
-    unproved = "" if isinstance(met, int) else f"the size of axis {axis} of its input is unknown"
-    return _Placed(axis, trailing, unproved, stated if stated >= 0 else None)
+        behind = len(constant) - many[0] - 1
+        return Placed(stated + many[0], behind, RANK_UNKNOWN), stated
+    return lying(shape, stated + many[0], constant[many[0]]), stated
 
 
 def is_dropout_inference(facts: Facts, node: ir.Node, opset: int) -> bool:

@@ -20,14 +20,15 @@ from bnfold.channel_graph import (
     Tie,
     Value,
 )
+from bnfold.found import FoundLinear, FoundStep
 from bnfold.torch_calls import Call
 from bnfold.torch_facts import Facts
 from bnfold.torch_inplace import Conflict, conflicts
-from bnfold.torch_linear import FoundLinear, LinearSite, as_operator, find_linear
+from bnfold.torch_linear import LinearSite, as_operator, find_linear
 from bnfold.torch_observe import is_watched_globally
 from bnfold.torch_reparam import foreign_hooks
 from bnfold.torch_schemas import Held
-from bnfold.torch_steps import FoundStep, StepSite, find_step
+from bnfold.torch_steps import StepSite, find_step
 from bnfold.torch_ties import find_tie
 from bnfold.torch_walk import parts
 from bnfold.torch_weights import storage
@@ -171,7 +172,7 @@ class _Describer:
         else:
             self._other(call, results)
 
-    def _linear(self, found: FoundLinear) -> None:
+    def _linear(self, found: FoundLinear[LinearSite]) -> None:
         site = found.site
         if site.add is not None:
             self.absorbed |= {site.add.node, *site.views}
@@ -182,7 +183,7 @@ class _Describer:
                 operator = replace(operator, weight=None)
         self._add(operator, site)
 
-    def _step(self, found: FoundStep, results: Mapping[int, fx.Node]) -> None:
+    def _step(self, found: FoundStep[StepSite], results: Mapping[int, fx.Node]) -> None:
         call, site = found.site.call, found.site
         is_constant = self.facts.constants.is_constant
         read = [n for n in call.nodes if self.facts.is_tensor(n) and not is_constant(n)]

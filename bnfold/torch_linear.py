@@ -17,6 +17,7 @@ from torch import fx
 
 from bnfold.affine import Layout, in_channels, out_channels
 from bnfold.channel_graph import Bias, Linear
+from bnfold.found import FoundLinear
 from bnfold.torch_calls import Call
 from bnfold.torch_facts import Facts, Shape
 from bnfold.torch_weights import Readers, root_of, weight_of
@@ -55,18 +56,10 @@ class LinearSite:
     beta: float = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class FoundLinear:
-    """A linear operator, before its values are numbered."""
-
-    site: LinearSite
-    in_axis: int
-    out_axis: int
-    shift_barrier: str
-    bias: Bias
+Found = FoundLinear[LinearSite]
 
 
-def find_linear(facts: Facts, call: Call) -> FoundLinear | None:
+def find_linear(facts: Facts, call: Call) -> Found | None:
     """Recognise ``call`` as a linear operator, or None."""
     finder = _FINDERS.get(call.op)
     return None if finder is None else finder(facts, call)
@@ -75,14 +68,14 @@ def find_linear(facts: Facts, call: Call) -> FoundLinear | None:
 # ---- convolutions ----
 
 
-def _conv(facts: Facts, call: Call) -> FoundLinear | None:
+def _conv(facts: Facts, call: Call) -> Found | None:
     if call["transposed"]:
         return _conv_transpose(facts, call)
     barrier = "it pads with zeros" if _pads(facts, call) else ""
     return _convolution(facts, call, Layout(0, 1, _groups(call)), barrier)
 
 
-def _conv_transpose(facts: Facts, call: Call) -> FoundLinear | None:
+def _conv_transpose(facts: Facts, call: Call) -> Found | None:
     kernel = (facts.shape(call["weight"]) or (None,))[2:]
     # Every output position sums over all taps only when there is one tap and no gap between.
     whole = bool(kernel) and all(k == 1 for k in kernel) and not _any(call["stride"], 1)
@@ -91,7 +84,7 @@ def _conv_transpose(facts: Facts, call: Call) -> FoundLinear | None:
     return _convolution(facts, call, Layout(1, 0, _groups(call)), barrier)
 
 
-def _convolution(facts: Facts, call: Call, layout: Layout, barrier: str) -> FoundLinear | None:
+def _convolution(facts: Facts, call: Call, layout: Layout, barrier: str) -> Found | None:
     data, shape = call["input"], facts.shape(call["weight"])
     if not isinstance(data, fx.Node) or facts.constants.is_constant(data):
         return None
@@ -139,7 +132,7 @@ def _pads(facts: Facts, call: Call) -> bool:
 # ---- matrices ----
 
 
-def _linear(facts: Facts, call: Call) -> FoundLinear | None:
+def _linear(facts: Facts, call: Call) -> Found | None:
     data, shape = call["input"], facts.shape(call["weight"])
     if not isinstance(data, fx.Node) or facts.constants.is_constant(data):
         return None
@@ -155,7 +148,7 @@ def _last(facts: Facts, data: fx.Node, back: int = 1) -> int:
     return -back if shape is None else len(shape) - back
 
 
-def _addmm(facts: Facts, call: Call) -> FoundLinear | None:
+def _addmm(facts: Facts, call: Call) -> Found | None:
     data, weight, bias = call["mat1"], call["mat2"], call["input"]
     if facts.constants.is_constant(data) or not facts.constants.is_constant(weight):
         return None
@@ -169,7 +162,7 @@ def _addmm(facts: Facts, call: Call) -> FoundLinear | None:
     return FoundLinear(site, 1, 1, "", Bias.BUILT_IN if along else Bias.DYNAMIC)
 
 
-def _matmul(facts: Facts, call: Call) -> FoundLinear | None:
+def _matmul(facts: Facts, call: Call) -> Found | None:
     first, second = call["input"], call["other"] if call.op == "matmul" else call["mat2"]
     constant = facts.constants.is_constant
     if not isinstance(first, fx.Node) or not isinstance(second, fx.Node):
@@ -179,7 +172,7 @@ def _matmul(facts: Facts, call: Call) -> FoundLinear | None:
     return _matmul_by(facts, call, second if constant(first) else first, rows=constant(first))
 
 
-def _matmul_by(facts: Facts, call: Call, data: fx.Node, *, rows: bool) -> FoundLinear | None:
+def _matmul_by(facts: Facts, call: Call, data: fx.Node, *, rows: bool) -> Found | None:
     other = "other" if call.op == "matmul" else "mat2"
     argument = "input" if rows else other
     weight, known = call[argument], facts.shape(data)
@@ -265,7 +258,7 @@ def _given_bias(facts: Facts, bias: Any) -> Bias:
     return Bias.BUILT_IN if constant else Bias.DYNAMIC
 
 
-_FINDERS: dict[str, Callable[[Facts, Call], FoundLinear | None]] = {
+_FINDERS: dict[str, Callable[[Facts, Call], Found | None]] = {
     "conv1d": _conv, "conv2d": _conv, "conv3d": _conv, "convolution": _conv,
     "conv_transpose1d": _conv_transpose, "conv_transpose2d": _conv_transpose,
     "conv_transpose3d": _conv_transpose,
@@ -275,7 +268,7 @@ _FINDERS: dict[str, Callable[[Facts, Call], FoundLinear | None]] = {
 
 
 def as_operator(
-    facts: Facts, found: FoundLinear, number: Callable[[fx.Node], int], readers: Readers
+    facts: Facts, found: Found, number: Callable[[fx.Node], int], readers: Readers
 ) -> Linear:
     """The linear operator in the neutral vocabulary."""
     site = found.site

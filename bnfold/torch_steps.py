@@ -20,6 +20,7 @@ from torch import fx, nn
 from bnfold.affine import F64, AffineMap
 from bnfold.channel_graph import Form
 from bnfold.errors import InvalidModelError
+from bnfold.found import FoundStep, Placed, placed
 from bnfold.torch_calls import Call
 from bnfold.torch_constants import UncomputableError
 from bnfold.torch_facts import Facts
@@ -44,19 +45,10 @@ class StepSite:
     shift: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class FoundStep:
-    """An affine step, before its values are numbered."""
-
-    site: StepSite
-    axis: int | None
-    map: AffineMap | None
-    form: Form
-    training_mode: bool = False
-    unproved: str = ""
+Found = FoundStep[StepSite]
 
 
-def find_step(facts: Facts, call: Call) -> FoundStep | None:
+def find_step(facts: Facts, call: Call) -> Found | None:
     """Recognise ``call`` as an affine step, or None.
 
     Raises:
@@ -72,7 +64,7 @@ _STATISTICS = ("weight", "bias", "running_mean", "running_var")
 _DEFAULTS = (1.0, 0.0)  # of the two parameters of a normalisation that has none
 
 
-def _batch_norm(facts: Facts, call: Call) -> FoundStep | None:
+def _batch_norm(facts: Facts, call: Call) -> Found | None:
     data = call["input"]
     if not isinstance(data, fx.Node) or facts.constants.is_constant(data):
         return None
@@ -83,7 +75,7 @@ def _batch_norm(facts: Facts, call: Call) -> FoundStep | None:
     return _by_statistics(facts, call, data, 1, training=bool(training))
 
 
-def _instance_norm(facts: Facts, call: Call) -> FoundStep | None:
+def _instance_norm(facts: Facts, call: Call) -> Found | None:
     data = call["input"]
     if not isinstance(data, fx.Node) or facts.constants.is_constant(data):
         return None
@@ -100,9 +92,7 @@ def _instance_axis(facts: Facts, call: Call, data: fx.Node) -> int:
     return 0 if single else 1
 
 
-def _by_statistics(
-    facts: Facts, call: Call, data: fx.Node, axis: int, *, training: bool
-) -> FoundStep:
+def _by_statistics(facts: Facts, call: Call, data: fx.Node, axis: int, *, training: bool) -> Found:
     site = StepSite(call, data)
     if training:
         return FoundStep(site, axis, None, Form.BOTH, training_mode=True)
@@ -168,7 +158,7 @@ def _refuse_bad_parameters(
 # ---- mul, add, sub, div, neg ----
 
 
-def _negation(facts: Facts, call: Call) -> FoundStep | None:
+def _negation(facts: Facts, call: Call) -> Found | None:
     data = call["input"]
     if not isinstance(data, fx.Node) or facts.constants.is_constant(data):
         return None
@@ -177,7 +167,7 @@ def _negation(facts: Facts, call: Call) -> FoundStep | None:
     return FoundStep(StepSite(call, data), None, AffineMap.scaling([-1.0]), Form.EITHER)
 
 
-def _binary(facts: Facts, call: Call) -> FoundStep | None:
+def _binary(facts: Facts, call: Call) -> Found | None:
     constant = facts.constants.is_constant
     names = [name for name in ("input", "other") if constant(call[name])]
     if len(names) != 1 or call["rounding_mode"] is not None:
@@ -190,17 +180,17 @@ def _binary(facts: Facts, call: Call) -> FoundStep | None:
         or not _keeps_type(facts, call, data)
     ):
         return None
-    placed = _place(facts, data, facts.shape(call[own]))
-    if placed is None:
+    lies = _place(facts, data, facts.shape(call[own]))
+    if lies is None:
         return None
-    site = StepSite(call, data, placed.trailing, **_role(call.op, own))
+    site = StepSite(call, data, lies.trailing, **_role(call.op, own))
     try:
         taken = _binary_map(call, own, _numbers(facts, call[own], data).ravel())
     except UncomputableError as error:
-        return FoundStep(site, placed.axis, None, Form.EITHER, unproved=str(error))
+        return FoundStep(site, lies.axis, None, Form.EITHER, unproved=str(error))
     if taken is None:
         return None
-    return FoundStep(site, placed.axis, taken, Form.EITHER, unproved=placed.unproved)
+    return FoundStep(site, lies.axis, taken, Form.EITHER, unproved=lies.unproved)
 
 
 def _numbers(facts: Facts, constant: Any, data: fx.Node) -> F64:
@@ -239,7 +229,7 @@ def _binary_map(call: Call, own: str, constant: F64) -> AffineMap | None:
         return AffineMap.of(np.full_like(constant, scale), factor * constant)
 
 
-def _addcmul(facts: Facts, call: Call) -> FoundStep | None:
+def _addcmul(facts: Facts, call: Call) -> Found | None:
     """``shift + value * x * scale``."""
     constant = facts.constants.is_constant
     factors = [name for name in ("tensor1", "tensor2") if constant(call[name])]
@@ -249,51 +239,27 @@ def _addcmul(facts: Facts, call: Call) -> FoundStep | None:
     data = call["tensor2" if factors[0] == "tensor1" else "tensor1"]
     if not isinstance(data, fx.Node) or not _keeps_type(facts, call, data):
         return None
-    placed = [_place(facts, data, facts.shape(call[name])) for name in (factors[0], "input")]
-    if placed[0] is None or placed[1] is None:
+    scales, shifts = (_place(facts, data, facts.shape(call[n])) for n in (factors[0], "input"))
+    if scales is None or shifts is None:
         return None
-    axes = {p.axis for p in placed if p is not None} - {None}
+    axes = {scales.axis, shifts.axis} - {None}
     if len(axes) > 1:
         return None
     scale, shift = (facts.constants.float64(call[n]).ravel() for n in (factors[0], "input"))
-    along = placed[0] if placed[0].axis is not None else placed[1]
+    along = scales if scales.axis is not None else shifts
     taken = AffineMap(value * scale, shift)
     site = StepSite(call, data, along.trailing, scale=factors[0], shift="input")
     return FoundStep(site, along.axis, taken, Form.BOTH, unproved=along.unproved)
 
 
-@dataclass(frozen=True, slots=True)
-class _Placed:
-    axis: int | None
-    trailing: int
-    unproved: str = ""
-
-
-def _place(facts: Facts, data: fx.Node, constant: tuple[Any, ...] | None) -> _Placed | None:
-    """On which axis of ``data`` the constant lies; None when the result has another shape."""
+def _place(facts: Facts, data: fx.Node, constant: tuple[Any, ...] | None) -> Placed | None:
     if constant is None or sum(size != 1 for size in constant) > 1:
         return None
-    shape = facts.shape(data)
-    rank = None if shape is None else len(shape)
-    if rank is not None and len(constant) > rank:
-        return None  # the constant raises the rank
-    if all(size == 1 for size in constant):
-        unproved = "the rank of its input is unknown" if rank is None and constant else ""
-        return _Placed(None, 0, unproved)
-    at = next(i for i, size in enumerate(constant) if size != 1)
-    trailing = len(constant) - at - 1
-    if shape is None:
-        return _Placed(-1 - trailing, trailing, "the rank of its input is unknown")
-    axis = len(shape) - 1 - trailing
-    met = shape[axis]
-    if met == 1 or (isinstance(met, int) and met != constant[at]):
-        return None  # the constant enlarges what it meets
-    unproved = "" if isinstance(met, int) else f"the size of axis {axis} of its input is unknown"
-    return _Placed(axis, trailing, unproved)
+    return placed(facts.shape(data), constant)
 
 
 _TRAINS = frozenset({"_native_batch_norm_legit_functional", "_batch_norm_with_update"})
-_FINDERS: Mapping[str, Callable[[Facts, Call], FoundStep | None]] = {
+_FINDERS: Mapping[str, Callable[[Facts, Call], Found | None]] = {
     "batch_norm": _batch_norm, "native_batch_norm": _batch_norm,
     "_native_batch_norm_legit": _batch_norm, "_batch_norm_no_update": _batch_norm,
     "_native_batch_norm_legit_no_training": _batch_norm,
