@@ -92,7 +92,9 @@ def _nodes_in(value: Any) -> list[fx.Node]:
 
 def _unknown(node: fx.Node) -> str:
     """The name of what is not recognised, such as no operation of ATen has."""
-    return "?" + getattr(node.target, "__name__", str(node.target)).rsplit(".", 1)[-1]
+    name = getattr(node.target, "__name__", str(node.target)).rsplit(".", 1)[-1]
+    # Python's own arithmetic on sizes has names that nobody else can have.
+    return name if getattr(node.target, "__module__", "") == "_operator" else f"?{name}"
 
 
 def _named(node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Named | None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.nn.modules.module import (
     _global_forward_hooks,
+    _global_forward_hooks_with_kwargs,
     _global_forward_pre_hooks,
     register_module_forward_hook,
 )
@@ -49,3 +50,5 @@ def observing() -> Iterator[Observed]:
         yield seen
     finally:
         handle.remove()
+        # torch leaves the mark there, and torch.compile warns of it from then on.
+        _global_forward_hooks_with_kwargs.pop(handle.id, None)

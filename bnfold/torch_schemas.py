@@ -52,7 +52,8 @@ def _overloads(name: str) -> tuple[torch._ops.OpOverload, ...]:
         return ()
     found = [getattr(packet, overload) for overload in packet.overloads()]  # type: ignore[no-untyped-call]
     tensors = [o for o in found if any("Tensor" in str(a.type) for a in o._schema.arguments)]
-    return tuple(o for o in tensors if not any(a.is_out for a in o._schema.arguments))
+    # Of `arange` and its like there are none; of `mul` those of two numbers are Python's.
+    return tuple(o for o in tensors or found if not any(a.is_out for a in o._schema.arguments))
 
 
 def _takes(overload: torch._ops.OpOverload, args: list[Any], kwargs: dict[str, Any]) -> bool:
@@ -68,7 +69,12 @@ def _takes(overload: torch._ops.OpOverload, args: list[Any], kwargs: dict[str, A
     missing = any(not p.has_default_value() and p.name not in given for p in parameters)
     if missing or not given.keys() <= names:
         return False
-    return all(_fits(str(p.real_type), given[p.name]) for p in parameters if p.name in given)
+    return all(_fits(_kind(p), given[p.name]) for p in parameters if p.name in given)
+
+
+def _kind(parameter: Any) -> str:
+    """What a schema asks for; a size that varies is a whole number as others are."""
+    return str(parameter.real_type).replace("SymInt", "int")
 
 
 _PLAIN: Mapping[str, tuple[type, ...]] = {

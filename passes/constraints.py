@@ -131,7 +131,7 @@ class Constraints:
 
     def bytes_of(self, value: ValueId) -> int:
         """The size of a value, with 1 for what is not known."""
-        return _bytes(self.draft, value)
+        return bytes_of(self.draft, value)
 
     def sides(self, index: int) -> tuple[int | None, Ids, Ids]:
         """The axis on which step ``index`` can take over units, and its channels there."""
@@ -280,7 +280,7 @@ class Constraints:
         tiny = number_type(self.draft.values[y].dtype).tiny * np.abs(shift)
         return Candidate(
             index, self.numbering.of(x).ravel(), self.numbering.of(y).ravel(), scale, shift,
-            _bytes(self.draft, y), ~(np.abs(scale) > tiny),
+            bytes_of(self.draft, y), ~(np.abs(scale) > tiny),
         )  # fmt: skip
 
     def _stays_what_it_is(self, index: int, candidate: Candidate, taken: AffineMap) -> None:
@@ -387,7 +387,7 @@ class Constraints:
         routes = self.draft.routes(index)
         factors = [route.source for route in routes]
         anchored = [bool((found.root[self.numbering.of(v)] == 0).all()) for v in factors]
-        sizes = [_bytes(self.draft, v) for v in factors]
+        sizes = [bytes_of(self.draft, v) for v in factors]
         gate = 0 if anchored == [True, False] else 1
         if anchored[0] == anchored[1]:
             gate = 0 if sizes[0] < sizes[1] else 1
@@ -505,7 +505,7 @@ class Constraints:
             self.shift_fences.append((numbers, fence))
 
 
-def _bytes(draft: Draft, value: ValueId) -> int:
+def bytes_of(draft: Draft, value: ValueId) -> int:
     """The size of a value, with 1 for what is not known."""
     stated = draft.values[value]
     known = prod(dim for dim in stated.shape or () if isinstance(dim, int))

@@ -8,11 +8,13 @@ can reach are solved for together.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from bnfold.channel_graph import ChannelGraph, Linear, Weight
+from bnfold.passes.constraints import bytes_of
 from bnfold.passes.draft import Draft
 from bnfold.passes.extra_adds import solve
-from bnfold.passes.local import evaluated, fold_neighbours, kept_steps
+from bnfold.passes.local import evaluated, fold_neighbours, kept_steps, plan_local
 from bnfold.passes.witness import explain
 from bnfold.passes.write_plan import write_plan
 from bnfold.planning import Kept, Plan, Units
@@ -41,7 +43,17 @@ def plan_max(
         why |= outcome.held
         units = write_plan(draft, outcome)
     folds = (*draft.folds.values(), *evaluated(draft))
-    return Plan("max", folds, kept_steps(draft, why), draft.absorptions, units)
+    plan = Plan("max", folds, kept_steps(draft, why), draft.absorptions, units)
+    if not plan.kept:
+        return plan
+    # Beside scales next to 0 it may take a merge of neighbours to go on, which is not solved for.
+    nearby = plan_local(graph, refused)
+    return replace(nearby, level="max") if _left(draft, nearby) < _left(draft, plan) else plan
+
+
+def _left(draft: Draft, plan: Plan) -> int:
+    """The bytes that the steps move which a plan keeps."""
+    return sum(bytes_of(draft, draft.output(kept.step)) for kept in plan.kept)
 
 
 def _to_clone(graph: ChannelGraph, budget: int) -> frozenset[str]:

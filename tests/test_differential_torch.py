@@ -11,6 +11,7 @@ import copy
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -84,6 +85,47 @@ def test_what_is_traced_says_the_same_when_folded(seed: int) -> None:
 def test_a_decomposed_program_says_the_same_when_folded(seed: int) -> None:
     wrong = faults(net(seed), kinds=[CORE])
     assert not wrong, said(net(seed), wrong)
+
+
+# ---- what the random nets found ----
+
+LATE = "a step folds forward over a change in place of what it read"
+BROKEN = {
+    ("functional.relu(v, inplace=True)", FX), ("v.relu_()", FX), ("v.mul_(2)", FX),
+    ("v[:1] *= 2", PROGRAM), ("v[:1] *= 2", DYNAMIC),
+    ("v[:1].copy_(x[1:])", PROGRAM), ("v[:1].copy_(x[1:])", FX),
+}  # fmt: skip
+
+
+def late(line: str) -> Net:
+    """A net that changes ``v`` after a step has read it, and before the step's result is read."""
+    body = f"v = torch.sin(x)\n    w = v / 3\n    {line}\n    return self.m0(w), v"
+    names: dict[str, Any] = {"torch": torch, "functional": nn.functional, "__name__": __name__}
+    exec(f"def forward(self, x):\n    {body}", names)
+    module = type("Late", (nn.Module,), {"forward": names["forward"]})()
+    module.m0 = nn.Linear(4, 4).double()
+    given = torch.linspace(-2, 2, 8, dtype=torch.float64).reshape(2, 4)
+    return Net(module.eval(), body, (given,), [])
+
+
+def lines() -> list[Any]:
+    given = ["functional.relu(v, inplace=True)", "v.relu_()", "v.mul_(2)", "v *= 2; v.sin_()",
+             "v[:1] *= 2", "v[:1].copy_(x[1:])"]  # fmt: skip
+    return [
+        pytest.param(
+            line, kind, marks=pytest.mark.xfail(strict=True, reason=LATE)
+            if (line, kind) in BROKEN else ()
+        )
+        for line in given for kind in (MODULE, BARE, PROGRAM, DYNAMIC, FX)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "kind"), lines())
+def test_what_changes_after_a_step_read_it_is_read_as_it_was(line: str, kind: str) -> None:
+    assert not faults(late(line), kinds=[kind])
+
+
+# ---- the nets and the judge ----
 
 
 def verdicts(seed: int, level: str) -> Counter[str]:
