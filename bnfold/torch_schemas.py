@@ -50,10 +50,11 @@ def _overloads(name: str) -> tuple[torch._ops.OpOverload, ...]:
     packet = getattr(torch.ops.aten, name, None)
     if not isinstance(packet, torch._ops.OpOverloadPacket):
         return ()
-    found = [getattr(packet, overload) for overload in packet.overloads()]  # type: ignore[no-untyped-call]
+    every = [getattr(packet, overload) for overload in packet.overloads()]  # type: ignore[no-untyped-call]
+    found = [o for o in every if not any(a.is_out for a in o._schema.arguments)]
+    # Of `mul` those of two numbers are Python's; of `arange` and its like there are no others.
     tensors = [o for o in found if any("Tensor" in str(a.type) for a in o._schema.arguments)]
-    # Of `arange` and its like there are none; of `mul` those of two numbers are Python's.
-    return tuple(o for o in tensors or found if not any(a.is_out for a in o._schema.arguments))
+    return tuple(tensors or found)
 
 
 def _takes(overload: torch._ops.OpOverload, args: list[Any], kwargs: dict[str, Any]) -> bool:

@@ -45,7 +45,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning"),
 ]
 
-SEEDS = range(40, 50)
+SEEDS = range(40, 46)
 MANY = range(100, 140)
 CHEAP = (BARE, FX, FX_BARE)
 EXPORTED = (MODULE, IN_PLACE, PROGRAM, DYNAMIC)
@@ -81,7 +81,7 @@ def test_what_is_traced_says_the_same_when_folded(seed: int) -> None:
     assert not wrong, said(net(seed), wrong)
 
 
-@pytest.mark.parametrize("seed", [40, 43])
+@pytest.mark.parametrize("seed", [43])
 def test_a_decomposed_program_says_the_same_when_folded(seed: int) -> None:
     wrong = faults(net(seed), kinds=[CORE])
     assert not wrong, said(net(seed), wrong)
