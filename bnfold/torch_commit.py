@@ -273,21 +273,25 @@ class _Commit:
         """Let in-place operations be functional that would change what others still read.
 
         Raises:
-            FoldRefusedError: One of them can't be.
+            FoldRefusedError: One of them can't be, or somebody relies on what it changes.
         """
         walk = self.described.facts.walk
         gone = dict(_outputs(self.described, self.plan))
         found = conflicts(walk.calls, (*walk.inputs, *walk.held), walk.outputs, gone)
-        before = {conflict.call.node for conflict in self.described.changed}
-        new = [conflict for conflict in found if conflict.call.node not in before]
-        for conflict in new:
-            if not self.writer.can_be_functional(conflict.call):
-                # The step is what makes two names of one tensor, be it in place itself or not.
-                raise FoldRefusedError(self._to_blame(conflict), Reason.IN_PLACE,
-                                       self.described.facts.label(conflict.call))  # fmt: skip
+        before = {conflict.call.node: set(conflict.nodes) for conflict in self.described.changed}
+        calls = []
+        for conflict in found:
+            if before.get(conflict.call.node, set()).issuperset(conflict.late):
+                continue  # so it was before: all of these names were meant to change
+            fresh = conflict.call.node not in before
+            if fresh and self.writer.can_be_functional(conflict.call):
+                calls.append(conflict.call)
+                continue
+            for step in self._to_blame(conflict):
+                label = self.described.facts.label(conflict.call)
+                raise FoldRefusedError(step, Reason.IN_PLACE, label)
         vanished = [self._step_call(fold.step) for fold in self.plan.folds]
-        gone_in_place = [call for call in vanished if call.mutates and self._edits_nodes]
-        calls = [*(conflict.call for conflict in new), *gone_in_place]
+        calls += [call for call in vanished if call.mutates and self._edits_nodes]
         return [self.writer.functional(call) for call in calls]
 
     @property
@@ -299,12 +303,13 @@ class _Commit:
         assert isinstance(site, StepSite)
         return site.call
 
-    def _to_blame(self, conflict: Conflict) -> int:
-        """A step that vanished, so that the tensor has two names."""
-        return next(
-            fold.step for fold in self.plan.folds
-            if _ends(self.described, fold.step)[0] in conflict.nodes
-        )  # fmt: skip
+    def _to_blame(self, conflict: Conflict) -> Iterator[int]:
+        """The steps that vanished, so that the tensor has two names."""
+        names = set(conflict.nodes)
+        for fold in self.plan.folds:
+            value, node, _ = _ends(self.described, fold.step)
+            if not names.isdisjoint((value, node)):
+                yield fold.step
 
 
 def _outputs(described: Described, plan: Plan) -> Iterator[tuple[fx.Node, fx.Node]]:

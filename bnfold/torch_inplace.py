@@ -51,10 +51,15 @@ class Aliases:
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
-    """``call`` changes a tensor that others still read; ``nodes`` are all of its names."""
+    """``call`` changes a tensor that others still read.
+
+    ``nodes`` are all names of the tensor, ``late`` those by which it is still read, or known
+    outside.
+    """
 
     call: Call
     nodes: tuple[fx.Node, ...]
+    late: tuple[fx.Node, ...]
 
 
 def conflicts(
@@ -87,9 +92,10 @@ def conflicts(
         target = call[call.mutates] if call.mutates else None
         if not isinstance(target, fx.Node):
             continue
-        names = list(aliases.members(target))
-        if any(last.get(n, -1) > place or n in given for n in names if n is not call.node):
-            found.append(Conflict(call, (*names, call.node)))
+        names = [node for node in aliases.members(target) if node is not call.node]
+        late = [n for n in names if last.get(n, -1) > place or n in given]
+        if late:
+            found.append(Conflict(call, (*names, call.node), tuple(late)))
         aliases.join(call.node, target)
     return found
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bnfold.torch_calls import Call
 from bnfold.torch_leaves import leaf_arguments
@@ -44,7 +44,7 @@ def can_be_functional(call: Call, module: nn.Module | None, edits_nodes: bool) -
     if isinstance(target, torch._ops.OpOverload):
         return _without_underscore(target) is not None
     if node.op == "call_method":
-        return str(target).endswith("_")
+        return str(target).endswith("_") and hasattr(Tensor, str(target).removesuffix("_"))
     return target in _PLAIN or "inplace" in node.kwargs or _is_function(target)
 
 
@@ -54,9 +54,7 @@ def make_functional(call: Call, module: nn.Module | None) -> None:
     if module is not None:
         module.inplace = False  # type: ignore[assignment]
     elif isinstance(target, torch._ops.OpOverload):
-        plain = _without_underscore(target)
-        assert plain is not None
-        node.target = plain
+        node.target = _without_underscore(target) or target  # it may have been replaced by now
     elif node.op == "call_method":
         node.target = str(target).removesuffix("_")
     elif target in _PLAIN:

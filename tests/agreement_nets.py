@@ -36,6 +36,7 @@ class Case:
         shape: Of its input, with the batch.
         positive: Draw only positive gammas.
         differs: What a form has that the program has not: by step the verdict, "" for no step.
+        why: It differs.
         dynamic: Its program is exported for any size of the batch.
         fixed: Its ONNX file is for one size of the batch.
         finish: What is done to the module last.
@@ -45,6 +46,7 @@ class Case:
     shape: tuple[int, ...] = (2, 3, 6, 6)
     positive: bool = False
     differs: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    why: str = ""
     settled: bool = False
     dynamic: bool = False
     fixed: bool = False
@@ -277,18 +279,18 @@ def head(*parts: nn.Module) -> Callable[[], nn.Module]:
 
 # What a form has otherwise than the program, with why.
 Differs = Mapping[str, Mapping[str, str]]
-# fx computes with buffers while it traces, in float32: other digits are in the graph.
-TRACED_AWAY: Differs = {FX: {}}
-
-
-def in_pieces(found: Mapping[str, str]) -> Differs:
-    return {CORE: found}
-
+LINEAR_IN_CORE = "core ATen writes a Linear on tokens as a view, a product and a view"
+HARD_IN_CORE = "core ATen writes Hardswish and Hardsigmoid with an Add and a Div"
+PRELU_IN_CORE = "core ATen writes PReLU as a choice and a Mul"
+BUFFERS_IN_FX = (
+    "fx computes with buffers while it traces, in float32: other digits are in the graph"
+)
+IN_CODE = "it is written in code, which a module keeps"
 
 FLAT, CLIP = (3, 6), (2, 3, 4, 4, 4)
 
 LINEAR: Mapping[str, Case] = {
-    "conv_bn": Case(lambda: seq(conv(padding=1), bn())),
+    "conv_bn": Case(lambda: seq(conv(padding=1), bn()), dynamic=True),
     "conv_bn_without_bias": Case(lambda: seq(conv(bias=False), bn(), nn.ReLU())),
     "conv_grouped": Case(lambda: seq(conv(4, 8, groups=2), bn(8)), (2, 4, 6, 6)),
     "conv_depthwise": Case(lambda: seq(conv(4, 8, groups=4, stride=2), bn(8)), (2, 4, 6, 6)),
@@ -316,17 +318,20 @@ LINEAR: Mapping[str, Case] = {
     "linear_other_axis": Case(
         lambda: seq(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 5)),
         (2, 4, 6),
-        differs=in_pieces({"1": "BNF016"}),
+        why=LINEAR_IN_CORE,
+        differs={CORE: {"1": "BNF016"}},
     ),
     "linear_behind": Case(lambda: seq(nn.BatchNorm1d(6), nn.Linear(6, 4)), FLAT),
     "linear_rank_3": Case(
         lambda: seq(nn.Linear(6, 4), mul(4, 0), add(4, 0)),
         (2, 5, 6),
-        differs=in_pieces({"2": "BNF018"}),
+        why=LINEAR_IN_CORE,
+        differs={CORE: {"2": "BNF018"}},
+        dynamic=True,
     ),
     "matmul": Case(lambda: seq(MatMul(6, 4, False), mul(4, 0)), (2, 5, 6)),
     "matmul_add": Case(lambda: seq(MatMul(6, 4, True), nn.BatchNorm1d(4)), FLAT),
-    "functional": Case(Functional, differs={MODULE: {"": "BNF023"}}),
+    "functional": Case(Functional, why=IN_CODE, differs={MODULE: {"": "BNF023"}}),
 }
 
 STEPS: Mapping[str, Case] = {
@@ -345,11 +350,12 @@ STEPS: Mapping[str, Case] = {
     "wrong_axis": Case(lambda: seq(conv(), mul(4, 0), bn()), (2, 3, 6, 6)),
     "wrong_axis_height": Case(lambda: seq(conv(), add(4, 1), bn()), (2, 3, 6, 6)),
     "enlarges": Case(lambda: seq(conv(3, 1), mul(4), conv(4, 3, 1))),
-    "frozen": Case(lambda: seq(conv(), FrozenBatchNorm(4)), differs=TRACED_AWAY),
+    "frozen": Case(lambda: seq(conv(), FrozenBatchNorm(4)), why=BUFFERS_IN_FX, differs={FX: {}}),
     "frozen_scale": Case(lambda: seq(conv(), AffineChannel(4))),
     "layer_scale": Case(
         lambda: Residual(seq(nn.Linear(6, 6), nn.GELU(), nn.Linear(6, 6), mul(6, 0))),
         (2, 5, 6),
+        why="ONNX 17 writes GELU as Div, Erf, Add, Mul, Mul",
         differs={
             ONNX: {
                 "body.1": "around body.0 body.2",
@@ -362,15 +368,19 @@ STEPS: Mapping[str, Case] = {
     "layer_norm_linear": Case(
         lambda: seq(nn.LayerNorm(6), mul(6, 0), nn.Linear(6, 4)),
         (2, 5, 6),
-        differs=in_pieces({"1": "backward 0"}),
+        why=LINEAR_IN_CORE,
+        differs={CORE: {"1": "backward 0"}},
     ),
     "group_norm": Case(
         lambda: seq(nn.GroupNorm(2, 4), mul(), bn()),
         (2, 4, 5, 5),
+        why="ONNX 17 writes GroupNorm as InstanceNormalization, Mul, Add",
         differs={ONNX: {"0": "merged 2", "0#2": "merged 2", "2": "BNF016"}},
     ),
     "instance_norm": Case(
-        lambda: seq(conv(), nn.InstanceNorm2d(4), bn()), differs={CORE: {"2": "BNF018"}, ONNX: {}}
+        lambda: seq(conv(), nn.InstanceNorm2d(4), bn()),
+        why="core ATen writes it as a BatchNorm of a reshaped tensor; ONNX names its ones itself",
+        differs={CORE: {"2": "BNF018"}, ONNX: {}},
     ),
     "two_norms": Case(lambda: seq(conv(), bn(), bn())),
     "without_affine": Case(lambda: seq(conv(), bn(affine=False))),
@@ -378,9 +388,11 @@ STEPS: Mapping[str, Case] = {
     "without_statistics": Case(
         lambda: seq(conv(), bn(), conv(4, 4)), fixed=True, finish=loses_statistics
     ),
-    # The exporter runs what it exports, so that the running statistics in the file moved on.
     "in_training": Case(
-        lambda: seq(conv(), bn(), conv(4, 4, 1), bn()), differs={ONNX: {}}, finish=trains
+        lambda: seq(conv(), bn(), conv(4, 4, 1), bn()),
+        why="the exporter runs the net, so that the statistics in the file moved on",
+        differs={ONNX: {}},
+        finish=trains,
     ),
     "on_the_input": Case(lambda: seq(bn(3), nn.ReLU(), conv())),
     "at_the_output": Case(lambda: seq(nn.Sigmoid(), bn(3))),
@@ -404,7 +416,10 @@ WAYS: Mapping[str, Case] = {
     "relu_in_place": Case(lambda: seq(conv(), bn(), nn.ReLU(inplace=True), conv(4, 4), bn())),
     "leaky_relu": Case(through(nn.LeakyReLU(0.1)), positive=True),
     "prelu": Case(
-        through(nn.PReLU(4)), positive=True, differs=in_pieces({"1": "BNF019", "2": "BNF018"})
+        through(nn.PReLU(4)),
+        positive=True,
+        why=PRELU_IN_CORE,
+        differs={CORE: {"1": "BNF019", "2": "BNF018"}},
     ),
     "dropout": Case(through(nn.Dropout(0.2))),
     "max_pool": Case(through(nn.MaxPool2d(2)), positive=True),
@@ -422,17 +437,21 @@ WAYS: Mapping[str, Case] = {
     "zeros": Case(through(nn.ZeroPad2d(1))),
     "reflection": Case(through(nn.ReflectionPad2d(1))),
     "replication": Case(through(nn.ReplicationPad2d(1))),
-    "pixel_shuffle": Case(lambda: seq(conv(3, 16), nn.PixelShuffle(2), bn(4))),
+    "pixel_shuffle": Case(lambda: seq(conv(3, 16), nn.PixelShuffle(2), bn(4)), dynamic=True),
     "pixel_unshuffle": Case(lambda: seq(conv(3, 4), nn.PixelUnshuffle(2), bn(16))),
-    "channel_shuffle": Case(lambda: seq(conv(3, 8), shuffle(2), bn(8))),
+    "channel_shuffle": Case(lambda: seq(conv(3, 8), shuffle(2), bn(8)), dynamic=True),
     "tokens": Case(
         lambda: seq(conv(), Do(lambda x: x.flatten(2).transpose(1, 2)), mul(4, 0), nn.Linear(4, 5)),
-        differs=in_pieces({"2": "backward 0"}),
+        why=LINEAR_IN_CORE,
+        differs={CORE: {"2": "backward 0", "3": "BNF017"}},
+        dynamic=True,
     ),
     "levit": Case(
         lambda: seq(LinearNorm(6, 8), nn.Hardswish(), LinearNorm(8, 6)),
         (2, 5, 6),
-        differs=in_pieces({"1": "BNF017", "1#2": "forward 2.linear"}),
+        why=HARD_IN_CORE,
+        differs={CORE: {"1": "BNF017", "1#2": "forward 2.linear"}},
+        dynamic=True,
     ),
     "channels_last": Case(
         lambda: seq(
@@ -443,19 +462,23 @@ WAYS: Mapping[str, Case] = {
             Do(lambda x: x.permute(0, 3, 1, 2)),
             bn(5),
         ),
-        differs=in_pieces({"2": "backward 0"}),
+        why=LINEAR_IN_CORE,
+        differs={CORE: {"2": "backward 0", "3": "merged 5", "5": "BNF016"}},
+        dynamic=True,
     ),
     "squeezed": Case(
         lambda: seq(nn.Conv1d(3, 4, 8), Do(lambda x: x.squeeze(2)), nn.BatchNorm1d(4)), (2, 3, 8)
     ),
     "unsqueezed": Case(lambda: seq(nn.Linear(6, 4), Do(lambda x: x[:, :, None, None]), bn()), FLAT),
-    "halves": Case(lambda: seq(conv(3, 8), bn(8), Halves(torch.add, conv(4, 4), conv(4, 4)))),
+    "halves": Case(
+        lambda: seq(conv(3, 8), bn(8), Halves(torch.add, conv(4, 4), conv(4, 4))), dynamic=True
+    ),
     "a_slice": Case(lambda: seq(conv(3, 8), Do(lambda x: x[:, 2:6]), bn(4))),
     "reversed": Case(lambda: seq(conv(), Do(lambda x: x.flip(1)), bn())),
 }
 
 JOINED: Mapping[str, Case] = {
-    "residual": Case(lambda: seq(Joined(torch.add, conv(), conv(bias=False)), bn())),
+    "residual": Case(lambda: seq(Joined(torch.add, conv(), conv(bias=False)), bn()), dynamic=True),
     "residual_in_place": Case(lambda: seq(Joined(lambda a, b: a.add_(b), conv(), conv()), bn())),
     "residual_positive": Case(
         lambda: seq(
@@ -484,7 +507,8 @@ JOINED: Mapping[str, Case] = {
     "concat": Case(
         lambda: seq(
             Joined(lambda *p: torch.cat(p, 1), conv(3, 4), conv(3, 5)), bn(9), nn.ReLU(), conv(9, 4)
-        )
+        ),
+        dynamic=True,
     ),
     "concat_into_many": Case(
         lambda: seq(
@@ -501,11 +525,13 @@ JOINED: Mapping[str, Case] = {
     "larger": Case(lambda: seq(Joined(torch.maximum, conv(), conv()), bn()), positive=True),
     "gated": Case(
         lambda: seq(conv(3, 8), SqueezeExcite(8), bn(8)),
-        differs=in_pieces({"1.gate.4": "backward 1.gate.3", "1.gate.4#2": "BNF018"}),
+        why=HARD_IN_CORE,
+        differs={CORE: {"1.gate.4": "backward 1.gate.3", "1.gate.4#2": "BNF018"}},
     ),
     "gate_ahead": Case(
         lambda: seq(conv(3, 8), bn(8), SqueezeExcite(8), conv(8, 4)),
-        differs=in_pieces({"2.gate.4": "backward 2.gate.3", "2.gate.4#2": "BNF018"}),
+        why=HARD_IN_CORE,
+        differs={CORE: {"2.gate.4": "backward 2.gate.3", "2.gate.4#2": "BNF018"}},
     ),
     "glu": Case(lambda: seq(conv(3, 8), bn(8), nn.GLU(1), conv(4, 4))),
     "shared_conv": Case(lambda: Twice(conv(3, 3, padding=1), bn(3), bn(3))),
@@ -530,7 +556,8 @@ JOINED: Mapping[str, Case] = {
             add(5, 0),
         ),
         (2, 5, 6),
-        differs=in_pieces({"1": "backward 0"}),
+        why=LINEAR_IN_CORE,
+        differs={CORE: {"1": "backward 0"}},
     ),
 }
 
@@ -538,12 +565,12 @@ JOINED: Mapping[str, Case] = {
 def of_models(name: str) -> Case:
     return Case(
         lambda: build(name)[0], NETS[name].example_shape, settled=True,
-        differs=MODELS_DIFFER.get(name, {}),
+        differs=MODELS_DIFFER.get(name, {}), why=MODELS_WHY.get(name, ""),
     )  # fmt: skip
 
 
 MODELS_DIFFER: Mapping[str, Differs] = {
-    "frozen_statistics": TRACED_AWAY,
+    "frozen_statistics": {FX: {}},
     "mlp": {CORE: {"7": "BNF019"}},
     "mobilenet": {CORE: {
         "2": "BNF017", "2#2": "around 3.body.0 3.body.7 4.0",
@@ -558,6 +585,12 @@ MODELS_DIFFER: Mapping[str, Differs] = {
         "10.body.1": "BNF017", "10.body.1#2": "forward 10.body.2.linear",
     }},
 }  # fmt: skip
+MODELS_WHY = {
+    "frozen_statistics": BUFFERS_IN_FX,
+    "mlp": PRELU_IN_CORE,
+    "mobilenet": HARD_IN_CORE,
+    "levit": f"{IN_CODE}; {HARD_IN_CORE}",
+}
 
 MODELS: Mapping[str, Case] = {f"model_{name}": of_models(name) for name in NETS}
 

@@ -285,6 +285,10 @@ def test_all_forms_hold_the_same_bits(name: str) -> None:
             assert {k for k in found if bits(found[k]) != bits(expected[k])} == set(), form
 
 
+def test_what_differs_has_a_reason() -> None:
+    assert [name for name, case in CASES.items() if bool(case.differs) != bool(case.why)] == []
+
+
 def test_all_kinds_of_decisions_are_met() -> None:
     """Or the tests above would say little."""
     met = {how.split()[0] for name in CASES for how in decisions(PROGRAM, name).values()}

@@ -23,8 +23,8 @@ from torch._subclasses import FakeTensorMode
 from torch.onnx import TrainingMode
 
 import bnfold
-from bnfold.folding import UNSHARE_BYTES
 from bnfold.errors import InvalidModelError, UsageError
+from bnfold.folding import UNSHARE_BYTES
 from bnfold.onnx_pass import FoldAffineSteps
 from models import build
 from tests import nets, onnx_nets, solver_nets
