@@ -128,8 +128,7 @@ class _Commit:
             new = as_tensor(folded_weight(as_array(read), site.layout, index, taken), read)
             return self.writer.new(site.call, site.weight_argument, site.weight, new)
         weight, layout = self._stored_weight(site)
-        stated = (None if scale is None else scale.tobytes() for scale in scales(taken))
-        key = (storage(weight), weight.shape, layout, *stated)
+        key = (storage(weight), weight.shape, layout, *map(_key, scales(taken)))
         if key not in self._made:  # those who agree store one weight between them
             folded = folded_weight(as_array(weight), layout, index, taken)
             self._made[key] = as_tensor(folded, weight)
@@ -143,7 +142,7 @@ class _Commit:
 
     def _scaled(self, index: int) -> tuple[object, ...]:
         taken = self.plan.absorptions.get(index, Absorption())
-        return tuple(None if scale is None else scale.tobytes() for scale in scales(taken))
+        return tuple(map(_key, scales(taken)))
 
     def _stored_weight(self, site: LinearSite) -> tuple[Tensor, Layout]:
         """The weight as the graph holds it; as it is read where it is computed."""
@@ -310,6 +309,13 @@ class _Commit:
             value, node, _ = _ends(self.described, fold.step)
             if not names.isdisjoint((value, node)):
                 yield fold.step
+
+
+def _key(scale: F64 | None) -> bytes:
+    """What two scales have in common that do the same, whether they are given or not."""
+    if scale is None or (scale == 1).all():
+        return b""
+    return scale[:1].tobytes() if (scale == scale[0]).all() else scale.tobytes()
 
 
 def _outputs(described: Described, plan: Plan) -> Iterator[tuple[fx.Node, fx.Node]]:
