@@ -83,7 +83,9 @@ class Writer:
         return found[0] if found else self._any()
 
     def _any(self) -> str:
-        for name in self._editor.tensors:
+        """Any tensor, rather one that is not trained."""
+        tensors = self._editor.tensors
+        for name in sorted(tensors, key=lambda name: tensors[name].requires_grad):
             return name
         raise UncomputableError("the graph holds no tensor beside which a new one could stand")
 
@@ -181,8 +183,8 @@ class Writer:
     def _replace(self, site: StepSite, op: str, tensor: Tensor) -> None:
         node, resolve = site.call.node, self._described.facts.walk.resolve
         data = next(n for n in node.all_input_nodes if resolve(n) is site.data)
-        like = self._any()
-        name = self._editor.add(f"{node.name}_merged", tensor, like)
+        own = self._roots(site.call[site.scale or site.shift])
+        name = self._editor.add(f"{node.name}_merged", tensor, own[0] if own else self._any())
         node.op, node.target = "call_function", getattr(torch.ops.aten, op).Tensor
         node.args, node.kwargs = (data, data), {}
         self._editor.set_argument(node, "other", name)
