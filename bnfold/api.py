@@ -26,6 +26,7 @@ from bnfold.onnx_shapes import copy_of, infer_shapes
 from bnfold.onnx_write import Staging, refuse_overwriting, write_model
 from bnfold.planning import Kept
 from bnfold.report.model import Report
+from bnfold.report.text import render_report
 
 if TYPE_CHECKING:
     from bnfold.verify.check import CheckResult
@@ -43,10 +44,16 @@ Progress = Callable[[str, float | None], None]
 
 @dataclass(frozen=True, slots=True)
 class FoldResult:
-    """A folded model of the kind that was given, and what was done to it."""
+    """A folded model of the kind that was given, and what was done to it.
+
+    Printed, it is the table that `bnfold optimize` prints, and why each step stays that does.
+    """
 
     model: Any
     report: Report
+
+    def __str__(self) -> str:
+        return render_report(self.report)
 
 
 @dataclass(frozen=True, slots=True)

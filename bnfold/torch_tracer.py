@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dis
 import inspect
+import operator
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from types import FrameType
@@ -182,6 +183,10 @@ class ModuleTracer(fx.Tracer):
             node.meta[AUTOCAST] = True
         return node
 
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """What stands for a node while the code runs."""
+        return TracedProxy(node, self)
+
     def to_bool(self, obj: fx.Proxy) -> bool:
         """What is asserted is true in every call that gives a result; all else is unknown."""
         del obj
@@ -192,7 +197,23 @@ class ModuleTracer(fx.Tracer):
         raise TraceError(f"a branch depends on what a tensor holds, or on its shape ({where})")
 
 
-class HeldProxy(fx.Proxy):
+def _in_place(function: Callable[[Any, Any], Any]) -> Callable[[fx.Proxy, Any], fx.Proxy]:
+    def method(self: fx.Proxy, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return method
+
+
+class TracedProxy(fx.Proxy):
+    """A value whose augmented assignments stay what they are; fx takes ``v += x`` for ``v + x``."""
+
+    __iadd__ = _in_place(operator.iadd)
+    __isub__ = _in_place(operator.isub)
+    __imul__ = _in_place(operator.imul)
+    __itruediv__ = _in_place(operator.itruediv)
+
+
+class HeldProxy(TracedProxy):
     """A tensor that a module holds: what is known of it without its numbers."""
 
     def __init__(self, node: fx.Node, tracer: fx.Tracer, tensor: Tensor) -> None:
