@@ -107,6 +107,7 @@ class _Describer:
     def __init__(self, facts: Facts, tree: Tree | None) -> None:
         self.facts, self.tree = facts, tree
         self.numbers: dict[fx.Node, int] = {}
+        self.nodes: list[fx.Node] = []
         self.values: list[Value] = []
         self.operators: list[Operator] = []
         self.sites: list[Site] = []
@@ -126,7 +127,7 @@ class _Describer:
                 self._recognise(call)
         graph = ChannelGraph(tuple(self.values), tuple(self.operators), dict(self._anchors()))
         return Described(
-            graph, tuple(self.sites), tuple(self.numbers), self.facts, self.stored,
+            graph, tuple(self.sites), tuple(self.nodes), self.facts, self.stored,
             self._outside(), self.changed, self._watched(),
         )  # fmt: skip
 
@@ -135,6 +136,7 @@ class _Describer:
     def _number(self, node: fx.Node) -> int:
         if node not in self.numbers:
             self.numbers[node] = len(self.values)
+            self.nodes.append(node)
             dtype = self.facts.likely_dtype(node)
             self.values.append(Value(self._name(node), self.facts.shape(node), dtype))
         return self.numbers[node]
@@ -163,6 +165,8 @@ class _Describer:
         results = {0: call.node} if found is None else found
         if call.node in self.opaque:
             self._opaque(call, results)
+        elif call.op == "alias" and isinstance(call["input"], fx.Node):
+            self.numbers[call.node] = self._number(call["input"])  # one tensor under two names
         elif found is None and (linear := find_linear(self.facts, call)) is not None:
             self._linear(linear)
         elif (step := find_step(self.facts, call)) is not None and (

@@ -253,18 +253,8 @@ def _floats(held: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 # ---- tests ----
 
-BROKEN = {"residual_positive": "an Identity changes the plan"}
 
-
-def rows() -> list[Any]:
-    found = []
-    for name in CASES:
-        marks = [pytest.mark.xfail(strict=True, reason=BROKEN[name])] if name in BROKEN else []
-        found.append(pytest.param(name, marks=marks))
-    return found
-
-
-@pytest.mark.parametrize("name", rows())
+@pytest.mark.parametrize("name", CASES)
 def test_all_forms_decide_the_same(name: str) -> None:
     for form in OTHERS:
         expected = {**decisions(PROGRAM, name), **CASES[name].differs.get(form, {})}
