@@ -8,7 +8,6 @@ can reach are solved for together.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from bnfold.channel_graph import ChannelGraph, Linear, Weight
 from bnfold.passes.constraints import bytes_of
@@ -34,21 +33,28 @@ def plan_max(
     Returns:
         A plan in which every affine step is folded or kept with a reason.
     """
-    draft = Draft(graph, refused or {})
-    why = {index: r.kept(index) for index, r in fold_neighbours(draft, joining=False).items()}
+    cloned = _to_clone(graph, unshare_bytes)
+    plan, draft = _planned(graph, refused or {}, cloned, joining=False)
+    # Beside scales next to 0 it may take a merge of neighbours to go on, which is not solved for.
+    if plan.kept and _left(draft, plan_local(graph, refused)) < _left(draft, plan):
+        plan, _ = _planned(graph, refused or {}, cloned, joining=True)
+    return plan
+
+
+def _planned(
+    graph: ChannelGraph, refused: Mapping[int, Kept], cloned: frozenset[str], *, joining: bool
+) -> tuple[Plan, Draft]:
+    """Neighbours first, merged with each other if so asked, and the rest solved for."""
+    draft = Draft(graph, refused)
+    why = {index: r.kept(index) for index, r in fold_neighbours(draft, joining=joining).items()}
     units: Mapping[int, Units] = draft.restored
     if any(True for _ in draft.steps()):
-        outcome = solve(draft, _to_clone(graph, unshare_bytes))
+        outcome = solve(draft, cloned)
         why |= explain(outcome.channels.constraints, outcome.found, why)
         why |= outcome.held
         units = write_plan(draft, outcome)
     folds = (*draft.folds.values(), *evaluated(draft))
-    plan = Plan("max", folds, kept_steps(draft, why), draft.absorptions, units)
-    if not plan.kept:
-        return plan
-    # Beside scales next to 0 it may take a merge of neighbours to go on, which is not solved for.
-    nearby = plan_local(graph, refused)
-    return replace(nearby, level="max") if _left(draft, nearby) < _left(draft, plan) else plan
+    return Plan("max", folds, kept_steps(draft, why), draft.absorptions, units), draft
 
 
 def _left(draft: Draft, plan: Plan) -> int:
