@@ -143,7 +143,10 @@ class _Describer:
 
     def _name(self, node: fx.Node) -> str:
         call = self.facts.call_of(node)
-        return node.name if call is None else self.facts.label(call)
+        if call is None:
+            # Of a part of a model nobody knows the names that its graph has for its inputs.
+            return f"input of {self.facts.prefix}" if self.facts.prefix else node.name
+        return self.facts.label(call)
 
     def _add(self, operator: Operator, site: Site) -> None:
         self.operators.append(operator)

@@ -106,9 +106,19 @@ class ModuleEditor:
 
     def _replace(self, old: nn.Module, new: nn.Module) -> None:
         """Let ``old`` itself be ``new``: lists and whoever else holds it need not be found."""
-        old.__class__ = type(new)
+        try:
+            old.__class__ = type(new)
+        except TypeError:  # its class has a layout of its own
+            self._replace_in_tree(old, new)
+            return
         vars(old).clear()
         vars(old).update(vars(new))
+
+    def _replace_in_tree(self, old: nn.Module, new: nn.Module) -> None:
+        for module in list(self._root.modules()):
+            for name, child in module._modules.items():
+                if child is old:
+                    module._modules[name] = new
 
     # ---- what a commit asks of an editor that does not change nodes ----
 

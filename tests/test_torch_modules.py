@@ -1053,3 +1053,19 @@ def test_options_of_other_kinds_are_refused() -> None:
             bnfold.fold(onnx.ModelProto(), **options)
     with pytest.raises(UsageError, match="level"):
         bnfold.fold(layers(), level="most")
+
+
+class Slotted(nn.BatchNorm2d):
+    """A class that nothing else can become, nor become something else."""
+
+    __slots__ = ("mark",)
+
+
+@pytest.mark.parametrize("inputs", [(torch.ones(2, 3, 8, 8, dtype=torch.float64),), None])
+def test_a_norm_of_a_class_with_slots_is_replaced_in_the_tree(inputs: Any) -> None:
+    model = lively(nn.Sequential(nn.Conv2d(3, 4, 3), Slotted(4), nn.ReLU()))
+    result = bnfold.fold(model, inputs)
+    assert len(result.report.folded) == 1
+    assert isinstance(result.model[1], nn.Identity)
+    data = torch.linspace(-1, 1, 2 * 3 * 64, dtype=torch.float64).reshape(2, 3, 8, 8)
+    torch.testing.assert_close(result.model(data), model(data), rtol=1e-12, atol=1e-12)
