@@ -44,7 +44,7 @@ class Reason(Enum):
     TRAINING_MODE = (
         "BNF001",
         "it normalises by the statistics of the batch (training mode)",
-        "export the model in evaluation mode",
+        "export or fold the model in evaluation mode",
     )
     NOT_CONSTANT = (
         "BNF002",
