@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from bnfold.torch_calls import Call
+from bnfold.torch_inplace import changed as changed_in_place
 from bnfold.torch_schemas import Held
 from bnfold.torch_walk import Walk
 
@@ -60,7 +61,8 @@ class Constants:
         changed: frozenset[str] = frozenset(),
     ) -> None:
         self._held, self._tensors = held, tensors
-        self.changed = changed | _mutated(walk, held)
+        self._unsteady = changed_in_place(walk.calls)
+        self.changed = changed | {held[node] for node in self._unsteady if node in held}
         floats = {t.dtype for t in tensors.values() if t.dtype.is_floating_point}
         self.one_type = next(iter(floats)) if len(floats) == 1 else None
         self.holds_doubles = torch.float64 in floats
@@ -145,6 +147,8 @@ class Constants:
     def _is_computed(self, call: Call) -> bool:
         if call.op in _CHANCE or call.mutates or call.op in _SIZES:
             return False
+        if call.node in self._unsteady:
+            return False
         if call.node.op == "call_module":
             return False
         nodes = call.nodes
@@ -212,15 +216,3 @@ def _is_float_cast(call: Call) -> bool:
     if call.op == "type_as" or isinstance(call["other"], fx.Node):
         return False
     return dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point)
-
-
-def _mutated(walk: Walk, held: Mapping[fx.Node, str]) -> frozenset[str]:
-    """Held tensors that an operation changes in place."""
-    found = set()
-    for call in walk.calls:
-        target = call[call.mutates] if call.mutates else None
-        if isinstance(target, Held):
-            found.add(target.name)
-        elif isinstance(target, fx.Node) and target in held:
-            found.add(held[target])
-    return frozenset(found)

@@ -105,10 +105,28 @@ def _last_reads(calls: list[Call], outputs: Iterable[fx.Node]) -> dict[fx.Node, 
     return last | dict.fromkeys(outputs, len(calls))
 
 
+def changed(calls: Iterable[Call]) -> set[fx.Node]:
+    """All names of all tensors that are changed in place."""
+    aliases = Aliases()
+    targets = []
+    for call in calls:
+        for read in _shared(call):
+            aliases.join(call.node, read)
+        target = call[call.mutates] if call.mutates else None
+        if isinstance(target, fx.Node):
+            targets.append(target)
+    return {node for target in targets for node in aliases.members(target)}
+
+
 def _shared(call: Call) -> Iterable[fx.Node]:
     """The arguments that the result may share its memory with."""
-    target = call.node.target
-    if isinstance(target, torch._ops.OpOverload):
-        views = any(r.alias_info is not None for r in target._schema.returns)
-        return call.nodes if views or call.op in _VIEWS else ()
-    return call.nodes if target is getitem or call.op in _VIEWS else ()
+    if call.mutates:
+        target = call[call.mutates]
+        return (target,) if isinstance(target, fx.Node) else ()
+    overload = call.node.target
+    if isinstance(overload, torch._ops.OpOverload):
+        named = [p.name for p in overload._schema.arguments if p.alias_info is not None]
+        lent = [call["input" if name == "self" else name] for name in named]
+        nodes = [node for node in lent if isinstance(node, fx.Node)]
+        return nodes or (call.nodes if call.op in _VIEWS else ())
+    return call.nodes if overload is getitem or call.op in _VIEWS else ()

@@ -1069,3 +1069,21 @@ def test_a_norm_of_a_class_with_slots_is_replaced_in_the_tree(inputs: Any) -> No
     assert isinstance(result.model[1], nn.Identity)
     data = torch.linspace(-1, 1, 2 * 3 * 64, dtype=torch.float64).reshape(2, 3, 8, 8)
     torch.testing.assert_close(result.model(data), model(data), rtol=1e-12, atol=1e-12)
+
+
+def changing_copies(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """A weight and a scale that are changed in place before they are read."""
+    weight, scale = self.w.clone(), self.k.clone()  # type: ignore[operator]
+    weight.mul_(2)
+    scale.view(-1).add_(1)
+    return self.n(nn.functional.linear(x, weight) * scale)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("program", [True, False])
+def test_a_constant_that_is_changed_in_place_is_none(program: bool) -> None:
+    model = lively(made(changing_copies, w=torch.randn(5, 4), k=torch.rand(5), n=nn.BatchNorm1d(5)))
+    data = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(3, 4)
+    given = torch.export.export(model, (data,), strict=False) if program else model
+    result = bnfold.fold(given) if program else bnfold.fold(given, data)
+    folded = result.model.module() if program else result.model
+    torch.testing.assert_close(folded(data), model(data), rtol=1e-12, atol=1e-12)
