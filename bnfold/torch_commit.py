@@ -112,7 +112,7 @@ class _Commit:
 
     def _linear(self, index: int, site: LinearSite, taken: Absorption) -> Iterator[Edit]:
         weight, layout = self._stored_weight(site)
-        given = site.bias if site.add is None else self.writer.constant_of(site.add)
+        given = site.bias
         if given is not None or not bias_stays_away(taken):
             before = self._given_bias(site, given, out_channels(tuple(weight.shape), layout))
             dtype = numpy_type(self._bias_type(site, given))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from bnfold.channel_graph import Dim
 from bnfold.torch_calls import Call
@@ -262,9 +262,3 @@ def _labels(calls: list[Call], places: Mapping[fx.Node, Place], prefix: str) -> 
 
 def _is_main(call: Call) -> bool:
     return call.op.startswith(_MAIN)
-
-
-def owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The module that holds the tensor ``name``, and the attribute that it is there."""
-    path, _, attribute = name.rpartition(".")
-    return module.get_submodule(path), attribute

@@ -11,8 +11,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
 
@@ -206,6 +204,3 @@ _TABLE: Mapping[type[nn.Module], Callable[[Any], Leaf]] = {
     nn.PixelUnshuffle: _copied("pixel_unshuffle", "downscale_factor"),
     nn.ChannelShuffle: _copied("channel_shuffle", "groups"),
 }  # fmt: skip
-
-NORM_MODULES = (_BatchNorm, _InstanceNorm)
-"""The modules that are affine steps in evaluation mode."""

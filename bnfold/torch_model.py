@@ -75,7 +75,7 @@ def explain_program(program: ExportedProgram, options: Options) -> Report:
     """What `fold_program` would do."""
     editor = ProgramEditor(program)
     facts = facts_of(editor, changed=_mutated(program))
-    done = plan_graph(describe(facts), options)
+    done = settled(describe(facts), options)
     return _report("ExportedProgram", options, done, size_of(editor))
 
 
@@ -97,7 +97,7 @@ def explain_graph_module(graph_module: fx.GraphModule, inputs: Inputs, options: 
     editor = GraphEditor(graph_module)
     known = _shapes(editor, inputs)
     described = describe(facts_of(editor, known.shapes, known.dtypes))
-    done = plan_graph(described, options, refused_by_hooks(described))
+    done = settled(described, options)
     report = _report(type(graph_module).__name__, options, done, size_of(editor))
     return replace(report, notes=known.notes)
 
@@ -105,11 +105,11 @@ def explain_graph_module(graph_module: fx.GraphModule, inputs: Inputs, options: 
 # ---- planning and committing ----
 
 
-def plan_graph(described: Described, options: Options, refused: Refused | None = None) -> Folded:
+def plan_graph(described: Described, options: Options, refused: Refused) -> Folded:
     """Decide every affine step of a graph that was described."""
-    plan = options.plan(described.graph, refused or {})
+    plan = options.plan(described.graph, refused)
     if any(kept.reason is Reason.IN_CODE for kept in plan.kept):
-        plan = replace(plan, kept=_beyond_code(described.graph, plan, options, refused or {}))
+        plan = replace(plan, kept=_beyond_code(described.graph, plan, options, refused))
     return Folded(described, plan)
 
 
@@ -155,13 +155,30 @@ def fold_graph(
         extra: Steps that have to stay because of what else a plan does.
     """
     described = describe(facts, tree)
+    return settled(described, options, extra, lambda plan: commit(described, plan, editor))
+
+
+def settled(
+    described: Described,
+    options: Options,
+    extra: Extra = lambda _described, _plan: {},
+    write: Callable[[Plan], None] = lambda _plan: None,
+) -> Folded:
+    """Plan, and ``write`` what was decided, again without the steps that turn out to have to stay.
+
+    Args:
+        described: The graph.
+        options: How to fold.
+        extra: Steps that have to stay because of what else a plan does.
+        write: May refuse a fold, as long as nothing has been written.
+    """
     refused = refused_by_hooks(described)
     while True:
         done = plan_graph(described, options, refused)
         more = extra(described, done.plan)
         if not more:
             try:
-                commit(described, done.plan, editor)
+                write(done.plan)
                 return done
             except FoldRefusedError as fault:
                 more = refusals(described.graph, done.plan, fault)

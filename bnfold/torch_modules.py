@@ -23,7 +23,7 @@ from bnfold.report.model import Report, Size, Step, kept_step
 from bnfold.torch_capture import Captured, Captures, Failure, capture
 from bnfold.torch_describe import describe
 from bnfold.torch_facts import Facts
-from bnfold.torch_model import Folded, Inputs, facts_of, fold_graph, plan_graph, refused_by_hooks
+from bnfold.torch_model import Folded, Inputs, facts_of, fold_graph, settled
 from bnfold.torch_module_editor import ModuleEditor
 from bnfold.torch_observe import Observed, is_watched_globally, observing
 from bnfold.torch_reparam import copied, owned
@@ -60,7 +60,7 @@ def explain_module(module: nn.Module, inputs: Inputs, options: Options) -> Repor
     parts = []
     for part in captures.parts:
         _, facts, tree = _described(module, part, seen)
-        parts.append(_planned(facts, tree, options))
+        parts.append(settled(describe(facts, tree), options, tree.partial))
     return _report(module, parts, captures, options, size_of(module), None)
 
 
@@ -114,17 +114,6 @@ def _described(
 def _fold_part(root: nn.Module, part: Captured, seen: _Seen, options: Options) -> Folded:
     editor, facts, tree = _described(root, part, seen)
     return fold_graph(editor, facts, options, tree, tree.partial)
-
-
-def _planned(facts: Facts, tree: ModuleTree, options: Options) -> Folded:
-    described = describe(facts, tree)
-    refused = refused_by_hooks(described)
-    while True:
-        done = plan_graph(described, options, refused)
-        more = tree.partial(described, done.plan)
-        if not more:
-            return done
-        refused.update(more)
 
 
 # ---- reports ----

@@ -118,7 +118,7 @@ class ModuleTree:
     def place_of_bias(self, site: LinearSite, bias: Bias) -> Bias:
         """Where a linear operator would put a shift."""
         if site.add is not None or (bias is Bias.BUILT_IN and site.bias is not None):
-            given = site.bias if site.add is None else _constant_of(self.facts, site.add)
+            given = site.bias
             own = site.add is None and self._is_own(site.call, "bias", given)
             made = site.add is None and "bias" in reparametrised(self.at(site.call))
             ours = own or made or (self._is_held(given) and self._is_read_once(given))
@@ -244,10 +244,6 @@ def _is_activation(module: nn.Module) -> bool:
     kind = type(module)
     ours = kind.__module__ == "torch.nn.modules.activation"
     return ours and kind is not nn.MultiheadAttention and is_unmodified(module, kind)
-
-
-def _constant_of(facts: Facts, add: Call) -> Any:
-    return next(v for v in (add["other"], add["input"]) if facts.constants.is_constant(v))
 
 
 def _reads_bias(kind: type[nn.Module]) -> bool:

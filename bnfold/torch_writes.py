@@ -58,10 +58,6 @@ class Writer:
             argument = call["input"]
         return argument
 
-    def constant_of(self, add: Call) -> Any:
-        """The constant that ``add`` adds."""
-        return next(v for v in (add["other"], add["input"]) if self._constants.is_constant(v))
-
     def readers_of_weight(self, index: int) -> list[int]:
         """The linear operators that read the same storage as operator ``index``."""
         linear = self._described.graph.operators[index]
