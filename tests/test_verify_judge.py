@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bnfold.verify.judge import OutputVerdict, Verdict, judge_output, judge_outputs, worst
+from bnfold.verify.judge import OutputVerdict, Verdict, judge_outputs, worst
+from bnfold.verify.measure import judge_output
 
 Array = NDArray[Any]
 PASS, FAIL, INCONCLUSIVE = Verdict.PASS, Verdict.FAIL, Verdict.INCONCLUSIVE

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from bnfold.errors import BnfoldError, InconclusiveError, UsageError
 from bnfold.verify.inputs import SAMPLES, Feeds, Samples, synthetic, user_samples
 from bnfold.verify.interface import require_same_interface
-from bnfold.verify.judge import Verdict, judge_output, judge_outputs
+from bnfold.verify.judge import Verdict, judge_outputs
+from bnfold.verify.measure import judge_output
 from bnfold.verify.models import LoadedModel, load_model, rounding_unit, same_graph
 from bnfold.verify.oracle import Oracle
 from bnfold.verify.probe import all_constant, deepest_varying, probed

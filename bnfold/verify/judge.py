@@ -9,26 +9,32 @@ same runtime, how far two runs of it lie apart, and four roundings. Tier C fails
   ``e_unfold``; with the largest, one ill sample would hide a fault in the rest).
 
 No tolerance is fixed: a net whose own error is 10 % raises no alarm, and a bias off by 1e-5 in a
-good net is caught. The standard error and the usual level matter where chance has its say: with one
-number per output e_unfold is near zero on some samples, and in a net near chaos (LeViT on noise)
-both errors vary from sample to sample by factors of ten thousand. Elsewhere the ratios hardly vary,
-and they change nothing.
+good net is caught. Of a right fold both errors are draws of one kind, so that the logarithms of the
+ratios scatter about zero, by s: their mean over n samples by s / sqrt(n), the standard error. A
+limit of 2 on the mean alone is many of these away where an output has many numbers (s is below 0.2
+there, and the second condition changes nothing), but less than one where an output is a single
+number or a net is near chaos (LeViT on noise: s is 5). Two standard errors keep the false alarms of
+those below one in twenty even for a fold whose errors are twice as large in truth.
 
-Arrays in, verdicts out; nothing here runs a model.
+Tier D holds decisions against the oracle's: the largest of a row, and the set of its five largest,
+where the margin is at least eight times the unfolded model's own largest error on that sample, so
+that a fold which changes one is wrong by four times as much as the runtime.
+
+What is judged is `Measured`, plain numbers: nothing here runs a model, and a stored measurement can
+be judged again with other gates.
 """
 
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 F64 = NDArray[np.float64]
-Arrays = Sequence[NDArray[Any]]
 
 MEAN_LIMIT = 2.0
 WORST_LIMIT = 4.0
@@ -62,6 +68,75 @@ def worst(verdicts: Iterable[Verdict]) -> Verdict:
 
 
 @dataclass(frozen=True, slots=True)
+class Gates:
+    """The user's own limits: ``|y_fold - y_unfold| <= atol + rtol |y_unfold|`` everywhere.
+
+    None of either stands for 0 where the other is given; with both None there is no such gate.
+    """
+
+    rtol: float | None = None
+    atol: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A verdict that needs no numbers: another type or shape, a NaN, integers that differ."""
+
+    verdict: Verdict
+    message: str
+    constant: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Decisions:
+    """How many rows decide alike: by their largest value, and by the set of their five largest.
+
+    Attributes:
+        rows: How many there are.
+        clear: How many the oracle decides by a margin that rounding can't take away.
+        flipped: How many of the clear ones the folded model decides otherwise.
+        clear_top: As ``clear``, of the five largest.
+        flipped_top: As ``flipped``, of the five largest.
+    """
+
+    rows: int
+    clear: int
+    flipped: int
+    clear_top: int = 0
+    flipped_top: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What was measured of one output, sample by sample.
+
+    Attributes:
+        output: Its name.
+        dtype: Its type in the reference, as numpy calls it.
+        unit: Half an ulp, relative, of the coarsest float type in the model.
+        jitter: The largest relative distance of two runs of the unfolded model.
+        e_fold: The folded model's relative error against the oracle, of each sample.
+        e_unfold: The unfolded model's.
+        varies: Whether the oracle's output differs between samples.
+        hull: The upper hull of ``(|y_unfold|, |y_fold - y_unfold|)`` over all elements: enough to
+            tell whether all of them are within any ``rtol`` and ``atol``.
+        decisions: The decisions that the output's rows may stand for.
+        settled: What is decided without numbers; then there are none.
+    """
+
+    output: str
+    dtype: str
+    unit: float
+    jitter: float = 0.0
+    e_fold: tuple[float, ...] = ()
+    e_unfold: tuple[float, ...] = ()
+    varies: bool = True
+    hull: tuple[tuple[float, float], ...] = ()
+    decisions: Decisions | None = None
+    settled: Settled | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Figures:
     """Errors of one output.
 
@@ -72,6 +147,8 @@ class Figures:
         mean_ratio: Geometric mean of ``e_fold / level``.
         sure_ratio: The same less two standard errors; above 2 it fails.
         worst_ratio: The largest ``e_fold`` over its level or the usual one; above 4 it fails.
+        caught: The smallest relative error of the output that would have failed, had it come on
+            top of the folded model's own on every sample.
     """
 
     e_fold: float
@@ -80,6 +157,7 @@ class Figures:
     mean_ratio: float
     sure_ratio: float
     worst_ratio: float
+    caught: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,173 +179,116 @@ class OutputVerdict:
     constant: bool = False
 
 
-def judge_output(
-    name: str, oracle: Arrays, unfolded: Arrays, folded: Arrays, *, unit: float, jitter: float = 0.0
-) -> OutputVerdict:
-    """Judges one output over all samples.
-
-    Args:
-        name: The output's name.
-        oracle: What the unfolded model says in float64, an array of any shape per sample.
-        unfolded: What the unfolded model says on the runtime.
-        folded: What the folded model says on the runtime.
-        unit: Half an ulp, relative, of the coarsest float type in the model.
-        jitter: Relative distance of two runs of the unfolded model.
-    """
-    if len(oracle) < 2:
-        return OutputVerdict(name, Verdict.INCONCLUSIVE, f"output '{name}' has only one sample")
-    if not all(isinstance(a, np.ndarray) for a in (*oracle, *unfolded, *folded)):
-        return OutputVerdict(name, Verdict.INCONCLUSIVE, f"output '{name}' is not a tensor")
-    for sample, (reference, candidate) in enumerate(zip(unfolded, folded, strict=True)):
-        if reference.dtype != candidate.dtype:
-            return _fail(name, f"is {candidate.dtype}, not {reference.dtype}")
-        if reference.dtype.kind in "fV" and reference.shape != candidate.shape:
-            return _fail(
-                name, f"has shape {candidate.shape}, not {reference.shape}, on sample {sample}"
-            )
-    if unfolded[0].dtype.kind not in "fV":
-        return judge_exact(name, oracle, unfolded, folded)
-    return judge_floats(name, oracle, unfolded, folded, unit=unit, jitter=jitter)
+# ---- tier C ----
 
 
-def judge_exact(name: str, oracle: Arrays, unfolded: Arrays, folded: Arrays) -> OutputVerdict:
-    """Integers, booleans and strings agree with the unfolded model's exactly.
-
-    Where the oracle itself disagrees with the unfolded runtime the decision hangs on rounding:
-    if the models differ on such samples only, and not on all, nothing is shown either way.
-    """
-    differ = [i for i, (u, f) in enumerate(zip(unfolded, folded, strict=True)) if not _same(u, f)]
-    if differ:
-        unsure = {
-            i for i, (y, u) in enumerate(zip(oracle, unfolded, strict=True)) if not _same(y, u)
-        }
-        if unsure.issuperset(differ) and len(differ) < len(unfolded):
-            return OutputVerdict(
-                name, Verdict.INCONCLUSIVE,
-                f"output '{name}' differs on samples {differ}, where rounding decides it",
-            )  # fmt: skip
-        return _fail(name, f"differs from the unfolded model's on samples {differ}")
-    if all(_same(unfolded[0], other) for other in unfolded[1:]):
-        return _constant(name)
-    return OutputVerdict(name, Verdict.PASS, f"output '{name}' agrees exactly")
-
-
-def judge_floats(
-    name: str, oracle: Arrays, unfolded: Arrays, folded: Arrays, *, unit: float, jitter: float
-) -> OutputVerdict:
-    """The relative errors against the oracle, as the module says."""
-    fault = _finite_fault(name, oracle, unfolded, folded)
-    if fault is not None:
-        return fault
-    wide = [_finite_parts(*arrays) for arrays in zip(oracle, unfolded, folded, strict=True)]
-    size = max(float(np.linalg.norm(y)) for y, _, _ in wide)
-    if size == 0.0:
-        # All zeros: a folded model that says anything else is wrong, one that agrees shows nothing.
-        off = max(float(np.linalg.norm(f)) for _, _, f in wide)
-        return _constant(name) if off == 0.0 else _fail(name, "is not zero, as the oracle's is")
-    e_unfold = np.array([_error(u, y, size) for y, u, _ in wide])
-    e_fold = np.array([_error(f, y, size) for y, _, f in wide])
-    verdict = _compare(name, e_fold, e_unfold, unit, jitter)
-    if verdict.verdict is Verdict.PASS and is_constant([y for y, _, _ in wide], unit):
-        return _constant(name, verdict.figures)
-    return verdict
-
-
-def _compare(name: str, e_fold: F64, e_unfold: F64, unit: float, jitter: float) -> OutputVerdict:
-    level = np.maximum(e_unfold, max(jitter, 4 * unit))
-    usual = float(np.sort(e_unfold)[-2 if len(e_unfold) >= MANY else -1])
-    ratios = _logs(e_fold / level)
-    doubt = STANDARD_ERRORS * float(ratios.std(ddof=1)) / len(ratios) ** 0.5
-    figures = Figures(
-        e_fold=float(np.exp(_logs(e_fold).mean())),
-        e_unfold=float(np.exp(_logs(e_unfold).mean())),
-        jitter=jitter,
-        mean_ratio=float(np.exp(ratios.mean())),
-        sure_ratio=float(np.exp(ratios.mean() - doubt)),
-        worst_ratio=float((e_fold / np.maximum(level, usual)).max()),
-    )
+def judge_errors(measured: Measured, gates: Gates | None = None) -> OutputVerdict:
+    """Tier C on one output: the relative errors against the oracle, and the user's gates."""
+    name, settled = measured.output, measured.settled
+    if settled is not None:
+        return OutputVerdict(name, settled.verdict, settled.message, constant=settled.constant)
+    figures = _figures(measured)
     said = (
         f"its error is {figures.e_fold:.2g} after folding and {figures.e_unfold:.2g} before "
         f"({figures.mean_ratio:.3g} times what rounding explains, "
         f"{figures.worst_ratio:.3g} on the worst sample)"
     )
-    if figures.sure_ratio > MEAN_LIMIT or figures.worst_ratio > WORST_LIMIT:
+    if _too_large(figures):
         return OutputVerdict(name, Verdict.FAIL, f"output '{name}': {said}", figures)
-    if max(usual, jitter) > NO_SIGNAL:
+    beyond = _beyond(measured, gates or Gates())
+    if beyond:
+        return OutputVerdict(name, Verdict.FAIL, f"output '{name}': {beyond}; {said}", figures)
+    own = max(_usual(np.array(measured.e_unfold)), measured.jitter)
+    if own > NO_SIGNAL:
         return OutputVerdict(
             name, Verdict.INCONCLUSIVE,
             f"output '{name}': the unfolded model's own error on this runtime is "
-            f"{max(usual, jitter):.2g} of its output, so nothing can be told", figures,
+            f"{own:.2g} of its output, so nothing can be told", figures,
         )  # fmt: skip
+    if not measured.varies:
+        return constant_output(name, figures)
     return OutputVerdict(name, Verdict.PASS, f"output '{name}': {said}", figures)
 
 
-def _finite_fault(
-    name: str, oracle: Arrays, unfolded: Arrays, folded: Arrays
-) -> OutputVerdict | None:
-    """Non-finite values must be of one kind in one place; a NaN shows nothing even so."""
-    blind = False
-    for sample, (y, u, f) in enumerate(zip(oracle, unfolded, folded, strict=True)):
-        if y.shape != u.shape:
-            return OutputVerdict(
-                name, Verdict.INCONCLUSIVE,
-                f"output '{name}': the oracle's shape is {y.shape}, the runtime's {u.shape}",
-            )  # fmt: skip
-        kinds = [_kinds(a) for a in (y, u, f)]
-        if bool(((kinds[2] != 0) & (kinds[2] != kinds[1])).any()):
-            return _fail(name, f"is not finite on sample {sample} where the unfolded model's is")
-        if bool(((kinds[2] != kinds[1]) & (kinds[0] != 0)).any()):
-            return _fail(name, f"is finite on sample {sample} where the oracle's is not")
-        blind |= bool((kinds[0] != kinds[1]).any() or (kinds[1] == 3).any())
-        blind |= bool(u.size and (kinds[1] != 0).all())
-    if blind:
-        return OutputVerdict(
-            name, Verdict.INCONCLUSIVE,
-            f"output '{name}': the unfolded model's is not finite, or the oracle's is not there",
-        )  # fmt: skip
-    return None
-
-
-def _kinds(array: NDArray[Any]) -> NDArray[np.int8]:
-    """0 where finite, 1 at +inf, 2 at -inf, 3 at NaN."""
-    wide = array.astype(np.float64)
-    return (
-        np.isposinf(wide).astype(np.int8) + 2 * np.isneginf(wide).astype(np.int8)
-        + 3 * np.isnan(wide).astype(np.int8)
-    )  # fmt: skip
-
-
-def _finite_parts(y: NDArray[Any], u: NDArray[Any], f: NDArray[Any]) -> tuple[F64, F64, F64]:
-    finite = np.isfinite(y.astype(np.float64))
-    return tuple(a.astype(np.float64)[finite] for a in (y, u, f))  # type: ignore[return-value]
-
-
-def _error(array: F64, oracle: F64, size: float) -> float:
-    """Relative to the oracle's norm, or to the largest of any sample where it is zero."""
-    return float(np.linalg.norm(array - oracle)) / (float(np.linalg.norm(oracle)) or size)
-
-
-def _logs(values: F64) -> F64:
-    # An error of exactly zero would make the mean zero whatever the others are.
-    logs: F64 = np.log(np.maximum(values, 2.0**-80))
-    return logs
-
-
-def is_constant(oracle: Sequence[F64], unit: float) -> bool:
-    """Whether an output is the same for every sample, as far as ``unit`` can tell."""
-    first = oracle[0]
-    return all(
-        y.shape == first.shape
-        and float(np.linalg.norm(y - first)) <= 4 * unit * float(np.linalg.norm(first))
-        for y in oracle[1:]
+def _figures(measured: Measured) -> Figures:
+    e_fold, e_unfold = np.array(measured.e_fold), np.array(measured.e_unfold)
+    return Figures(
+        e_fold=float(np.exp(_logs(e_fold).mean())),
+        e_unfold=float(np.exp(_logs(e_unfold).mean())),
+        jitter=measured.jitter,
+        **_ratios(e_fold, e_unfold, measured),
+        caught=_caught(e_fold, e_unfold, measured),
     )
 
 
-def _same(one: NDArray[Any], other: NDArray[Any]) -> bool:
-    return one.shape == other.shape and bool(np.array_equal(one, other))
+def _ratios(e_fold: F64, e_unfold: F64, measured: Measured) -> dict[str, float]:
+    level = np.maximum(e_unfold, max(measured.jitter, 4 * measured.unit))
+    ratios = _logs(e_fold / level)
+    doubt = STANDARD_ERRORS * float(ratios.std(ddof=1)) / len(ratios) ** 0.5
+    return {
+        "mean_ratio": float(np.exp(ratios.mean())),
+        "sure_ratio": float(np.exp(ratios.mean() - doubt)),
+        "worst_ratio": float((e_fold / np.maximum(level, _usual(e_unfold))).max()),
+    }
 
 
-def _constant(name: str, figures: Figures | None = None) -> OutputVerdict:
+def _usual(e_unfold: F64) -> float:
+    return float(np.sort(e_unfold)[-2 if len(e_unfold) >= MANY else -1])
+
+
+def _too_large(figures: Figures) -> bool:
+    return figures.sure_ratio > MEAN_LIMIT or figures.worst_ratio > WORST_LIMIT
+
+
+def _caught(e_fold: F64, e_unfold: F64, measured: Measured) -> float:
+    """The smallest power of two that, added at a right angle to every error, would fail."""
+    for power in range(-52, 1):
+        added = 2.0**power
+        ratios = _ratios(np.hypot(e_fold, added), e_unfold, measured)
+        if ratios["sure_ratio"] > MEAN_LIMIT or ratios["worst_ratio"] > WORST_LIMIT:
+            return added
+    return math.inf
+
+
+def _beyond(measured: Measured, gates: Gates) -> str:
+    """How the user's gates are broken; empty where they are not, or there are none."""
+    if gates.rtol is None and gates.atol is None:
+        return ""
+    rtol, atol = gates.rtol or 0.0, gates.atol or 0.0
+    excess = max((far - rtol * size for size, far in measured.hull), default=0.0)
+    if excess <= atol:
+        return ""
+    needed = max(excess, 0.0)
+    return (
+        f"an element differs from the unfolded model's by more than atol {atol:g} + rtol {rtol:g}"
+        f" times its size (with this rtol, atol {needed:.3g} would do)"
+    )
+
+
+# ---- tier D ----
+
+
+def judge_decisions(measured: Measured) -> OutputVerdict | None:
+    """Tier D on one output; None where the oracle decides nothing clearly, or there is nothing to.
+
+    Integers, booleans and strings are decisions as they stand.
+    """
+    name, found = measured.output, measured.decisions
+    if found is None or not (found.clear or found.clear_top):
+        return None
+    said = f"output '{name}': {found.clear} of {found.rows} decisions are clear"
+    if found.flipped or found.flipped_top:
+        kinds = ((found.flipped, "the largest value"), (found.flipped_top, "the five largest"))
+        others = " and ".join(f"{count} by {what}" for count, what in kinds if count)
+        return OutputVerdict(name, Verdict.FAIL, f"{said}, and rows differ: {others}")
+    return OutputVerdict(name, Verdict.PASS, f"{said}, and all of these agree")
+
+
+# ---- both ----
+
+
+def constant_output(name: str, figures: Figures | None = None) -> OutputVerdict:
+    """Nothing is shown by agreeing on what never changes."""
     return OutputVerdict(
         name, Verdict.INCONCLUSIVE,
         f"output '{name}' is the same for every sample, so agreeing on it proves nothing",
@@ -275,8 +296,10 @@ def _constant(name: str, figures: Figures | None = None) -> OutputVerdict:
     )  # fmt: skip
 
 
-def _fail(name: str, met: str) -> OutputVerdict:
-    return OutputVerdict(name, Verdict.FAIL, f"output '{name}' {met}")
+def _logs(values: F64) -> F64:
+    # An error of exactly zero would make the mean zero whatever the others are.
+    logs: F64 = np.log(np.maximum(values, 2.0**-80))
+    return logs
 
 
 def judge_outputs(verdicts: Sequence[OutputVerdict]) -> OutputVerdict:

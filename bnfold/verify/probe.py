@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from bnfold.verify.judge import is_constant
+from bnfold.verify.measure import is_constant
 from bnfold.verify.models import LoadedModel
 from bnfold.verify.oracle import Oracle
 

@@ -1,34 +1,77 @@
-"""What a check found, as plain data."""
+"""What a check found, as plain data: enough to print it in any form, and to judge it again."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bnfold.errors import InconclusiveError, MismatchError
-from bnfold.verify.judge import Figures, Verdict, worst
+from bnfold.verify.judge import Figures, Gates, Measured, Verdict, worst
+from bnfold.verify.plain import plain, restored
 
 
 @dataclass(frozen=True, slots=True)
 class OutputResult:
-    """One output of a tier: its name, verdict, reason and errors."""
+    """One output in one tier.
+
+    Attributes:
+        output: Its name.
+        verdict: What the tier says of it.
+        message: Why, in one sentence.
+        figures: What the verdict rests on; None where nothing was computed.
+        measured: The errors sample by sample, from which it can be judged again.
+    """
 
     output: str
     verdict: Verdict
     message: str
     figures: Figures | None = None
+    measured: Measured | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SiteResult:
+    """One site of tier B: an operator of the candidate on real activations, in float64.
+
+    Attributes:
+        site: The candidate's operator, by name.
+        op_type: Its type.
+        tensor: The candidate's tensor that was compared.
+        reference: The reference's tensor that it should hold.
+        verdict: Whether the difference is no larger than what rounding the weights explains.
+        error: RMS of the difference over the RMS of the reference's tensor.
+        bound: The same of what rounding explains.
+        ratio: The largest difference of any element over what rounding explains there.
+        channel: The channel where that is; None where the tensor has no channel axis.
+        caught: The smallest error of scale, as a factor of ``1 + caught`` on one channel of the
+            site's weight, that would have been flagged on every channel; None without a weight.
+    """
+
+    site: str
+    op_type: str
+    tensor: str
+    reference: str
+    verdict: Verdict
+    error: float
+    bound: float
+    ratio: float
+    channel: int | None = None
+    caught: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TierResult:
-    """One tier on one provider.
+    """One tier, on one provider.
 
     Attributes:
-        tier: ``A`` (weights) or ``C`` (end to end).
-        provider: The execution provider's full name; empty for tier A, which runs nothing.
+        tier: ``A`` (weights), ``B`` (site by site), ``C`` (end to end) or ``D`` (decisions).
+        provider: The execution provider's full name; empty for tiers that run nothing there.
         verdict: What the tier says.
         message: Why, in one sentence.
-        outputs: Each output's verdict and errors; empty for tier A.
+        outputs: Each output's verdict and errors, in tiers C and D.
+        sites: Each site's verdict and errors, in tier B, in the order of the graph.
+        caught: The smallest relative error that this tier would have flagged; None if unknown.
     """
 
     tier: str
@@ -36,6 +79,74 @@ class TierResult:
     verdict: Verdict
     message: str
     outputs: tuple[OutputResult, ...] = ()
+    sites: tuple[SiteResult, ...] = ()
+    caught: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderRun:
+    """How one execution provider ran the models: the certificate of placement.
+
+    Attributes:
+        provider: Its full name.
+        runtime: What ran the candidate, with its version (``onnxruntime 1.31.1``, ``torch 2.13``).
+        device: The device in words; empty where the runtime does not say.
+        options: The provider's options as read back from the session.
+        promised: How many nodes the runtime assigned to each provider when it loaded the model.
+        ran: How many nodes each provider ran, by the runtime's own profile.
+        elsewhere: Nodes that ran on another provider, with their operator type.
+        tf32: ``off``, ``on`` (by request) or empty where the device has no such mode.
+        tf32_error: The relative error measured on a product that TF32 would spoil (about 1e-4 with
+            TF32, 1e-7 without); None where it was not measured.
+        jitter: The largest relative distance of two runs of the unfolded model on one sample.
+    """
+
+    provider: str
+    runtime: str
+    device: str = ""
+    options: Mapping[str, str] = field(default_factory=dict)
+    promised: Mapping[str, int] = field(default_factory=dict)
+    ran: Mapping[str, int] = field(default_factory=dict)
+    elsewhere: tuple[str, ...] = ()
+    tf32: str = ""
+    tf32_error: float | None = None
+    jitter: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class WeightRange:
+    """How large each channel of a weight is, before and after.
+
+    At most 256 numbers on each side: with more channels each number is the largest of several
+    neighbours.
+
+    Attributes:
+        tensor: The candidate's name of the weight.
+        before: Largest absolute value of each output channel in the reference; empty if it has
+            no such weight.
+        after: The same in the candidate.
+    """
+
+    tensor: str
+    before: tuple[float, ...]
+    after: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class InputUse:
+    """What was fed to one input.
+
+    Attributes:
+        name: The input's name.
+        dtype: Its numpy type.
+        shapes: The distinct shapes that were fed.
+        kind: How they were made: ``given``, ``normal``, ``running statistics``, ``integers``.
+    """
+
+    name: str
+    dtype: str
+    shapes: tuple[tuple[int, ...], ...]
+    kind: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +160,14 @@ class CheckResult:
         samples: How many samples were run.
         seed: The seed of synthetic samples; None for the user's own.
         warnings: What is worth knowing and changes no verdict.
+        runs: How each provider ran the models.
+        inputs: What was fed to each input.
+        weights: Weights whose channels changed, before and after.
+        unpaired: Tensors of the candidate that could not be paired with one of the reference.
+        guilty: The first site that is wrong; empty where none is, or it is not known.
+        caught: The smallest error that the check would have flagged, in one sentence.
+        gates: The user's own limits beside the noise floor.
+        environment: Versions and machine, by name.
     """
 
     reference: str
@@ -57,6 +176,14 @@ class CheckResult:
     samples: int
     seed: int | None
     warnings: tuple[str, ...] = ()
+    runs: tuple[ProviderRun, ...] = ()
+    inputs: tuple[InputUse, ...] = ()
+    weights: tuple[WeightRange, ...] = ()
+    unpaired: tuple[str, ...] = ()
+    guilty: str = ""
+    caught: str = ""
+    gates: Gates = field(default_factory=Gates)
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def verdict(self) -> Verdict:
@@ -88,25 +215,24 @@ class CheckResult:
         if self.verdict is Verdict.INCONCLUSIVE:
             raise InconclusiveError(self.message, file=self.candidate)
 
+    def named(self, reference: str, candidate: str) -> CheckResult:
+        """The same result under other names of the models."""
+        return replace(self, reference=reference, candidate=candidate)
+
     def to_dict(self) -> dict[str, Any]:
-        """The result for JSON: strings, numbers, lists and None only."""
-        return {
-            "verdict": self.verdict.value,
-            "exit_code": self.exit_code,
-            "message": self.message,
-            "reference": self.reference,
-            "candidate": self.candidate,
-            "samples": self.samples,
-            "seed": self.seed,
-            "warnings": list(self.warnings),
-            "tiers": [_plain(tier) for tier in self.tiers],
-        }
+        """The result for JSON: strings, numbers, lists, mappings and None only."""
+        head = {
+            "verdict": self.verdict.value, "exit_code": self.exit_code, "message": self.message,
+        }  # fmt: skip
+        fields: dict[str, Any] = plain(self)
+        return head | fields
 
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> CheckResult:
+        """The result that ``to_dict`` wrote.
 
-def _plain(tier: TierResult) -> dict[str, Any]:
-    plain = asdict(tier)
-    plain["verdict"] = tier.verdict.value
-    plain["outputs"] = [
-        {**asdict(output), "verdict": output.verdict.value} for output in tier.outputs
-    ]
-    return plain
+        Raises:
+            ValueError: It is none; names the field.
+        """
+        result: CheckResult = restored(cls, stored)
+        return result
