@@ -12,24 +12,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
 
-import numpy as np
 import onnx
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from bnfold.errors import UsageError
-from bnfold.folding import FoldRefusedError, Options, refusals
-from bnfold.onnx_commit import commit
+from bnfold.folding import Options
 from bnfold.onnx_model import fold_model, plan_model, size_of
-from bnfold.onnx_read import ModelFile, from_proto, read_model
+from bnfold.onnx_read import from_proto, read_model
 from bnfold.onnx_shapes import copy_of, infer_shapes
-from bnfold.onnx_write import Staging, refuse_overwriting, write_model
-from bnfold.planning import Kept
+from bnfold.onnx_write import Staging, refuse_overwriting
 from bnfold.report.model import Report
 from bnfold.report.text import render_report
+from bnfold.rollback import Checked, fold_file
 
 if TYPE_CHECKING:
     from bnfold.verify.check import CheckResult
+    from bnfold.verify.expected import Expected
 
 
 class OnnxProgram(Protocol):
@@ -60,12 +58,16 @@ class FoldResult:
 class OptimizeResult:
     """What `optimize` did: the report, the check (None when it was not asked for), the file.
 
-    Nothing is at ``target`` unless the check passed or was not asked for.
+    Nothing is at ``target`` unless the check passed or was not asked for. ``dropped`` names the
+    steps whose fold was taken back since the check failed with it, and ``reproducer`` is the
+    folder in which that can be seen again.
     """
 
     report: Report
     check: CheckResult | None
     target: str
+    dropped: tuple[str, ...] = ()
+    reproducer: str | None = None
 
     @property
     def written(self) -> bool:
@@ -196,13 +198,19 @@ def optimize(
     unshare: bool | int = False,
     samples: int = 8,
     seed: int = 0,
-    inputs: Mapping[str, NDArray[Any]] | str | os.PathLike[str] | None = None,
+    inputs: Any = None,
+    tiers: str = "ABCD",
+    rtol: float | None = None,
+    atol: float | None = None,
+    allow_tf32: bool = False,
+    reproducer: str | os.PathLike[str] | None = None,
     on_progress: Progress | None = None,
 ) -> OptimizeResult:
     """Fold the model at ``source``, check it against the unfolded one, and write it to ``target``.
 
     Nothing is written to ``target`` unless the check passes, and then at once as a whole. A model
-    with external data is written with external data, in ``<target>.data``.
+    with external data is written with external data, in ``<target>.data``. Where the check fails,
+    the fold that is wrong is taken back (``BNF026``), the rest is kept and checked again.
 
     Args:
         source: An ONNX file; it is never changed.
@@ -215,7 +223,13 @@ def optimize(
         unshare: As for `fold`.
         samples: How many input samples the check draws.
         seed: Of the drawn samples.
-        inputs: Inputs to check on instead of drawn ones: arrays by name, or an ``.npz`` file.
+        inputs: Inputs to check on instead of drawn ones; as for `check`.
+        tiers: As for `check`.
+        rtol: As for `check`.
+        atol: As for `check`.
+        allow_tf32: As for `check`.
+        reproducer: The folder to write a reproducer to, should a check fail; by default
+            ``<stem of target>.reproducer`` beside ``target``.
         on_progress: Called with the stage and the fraction of it that is done, if known.
 
     Raises:
@@ -230,54 +244,89 @@ def optimize(
     tell = on_progress or _silent
     with _simplified(source, target, simplify, tell) as start:
         if not check:
-            report, _ = _fold_file(start, target, target, options, tell)
+            report = fold_file(start, target, target, options, tell).report
             return OptimizeResult(_named(report, source), None, str(target))
+
+        def judge(
+            folded: Path, expected: Expected, wanted: str, folder: Path | None
+        ) -> CheckResult:
+            from bnfold.verify.check import check as run
+
+            both = "".join(tier for tier in tiers.upper() if tier in wanted or tier not in "ABCD")
+            verdict = run(
+                source, folded, providers=tuple(providers), inputs=inputs, samples=samples,
+                seed=seed, tiers=both, rtol=rtol, atol=atol, allow_tf32=allow_tf32,
+                expected=replace(expected, held=None) if simplify else expected,
+                reproducer=folder, on_progress=tell,
+            )  # fmt: skip
+            return verdict.named(str(source), str(target))
+
         with Staging(target) as staging:
-            report, refused = _fold_file(start, target, staging.model, options, tell)
-            verdict = None
-            if report.folded or simplify:  # else it is the same graph again, with nothing to check
-                expected = _expected_weights(start, options, refused)
-                verdict = _check(
-                    source, staging.model, providers, inputs, samples, seed, expected, tell
-                )
-                verdict = replace(verdict, reference=str(source), candidate=str(target))
-            if verdict is None or verdict.exit_code == 0:
+            place = Path(reproducer or target.parent / f"{target.stem}.reproducer")
+            outcome = Checked(
+                start, target, staging.model, options, judge, tell, place, always=simplify
+            ).run()
+            if outcome.check is None or outcome.check.exit_code == 0:
                 staging.publish()
-    return OptimizeResult(_named(report, source), verdict, str(target))
+    return OptimizeResult(
+        _named(outcome.folded.report, source), outcome.check, str(target), outcome.dropped,
+        None if outcome.reproducer is None else str(outcome.reproducer),
+    )  # fmt: skip
 
 
 def check(
-    reference: str | os.PathLike[str] | OnnxModel,
-    candidate: str | os.PathLike[str] | OnnxModel,
+    reference: Any,
+    candidate: Any,
     *,
     providers: Sequence[str] = ("cpu",),
-    inputs: Mapping[str, NDArray[Any]] | str | os.PathLike[str] | None = None,
+    inputs: Any = None,
     samples: int = 8,
     seed: int = 0,
+    tiers: str = "ABCD",
+    rtol: float | None = None,
+    atol: float | None = None,
+    allow_tf32: bool = False,
+    example_inputs: Any = None,
+    reproducer: str | os.PathLike[str] | None = None,
     on_progress: Progress | None = None,
 ) -> CheckResult:
     """Check that ``candidate`` says the same as ``reference`` on each of ``providers``.
 
     Args:
-        reference: The unfolded model.
-        candidate: The folded model, by whatever tool.
-        providers: As for `optimize`.
-        inputs: As for `optimize`.
-        samples: As for `optimize`.
-        seed: As for `optimize`.
-        on_progress: As for `optimize`.
+        reference: The unfolded model: a path, an ONNX model in memory, or a torch model.
+        candidate: The folded model, by whatever tool; of the other framework if need be.
+        providers: The execution providers to run both on: ``"cpu"``, ``"cuda"``, ...
+        inputs: Inputs to check on instead of drawn ones: a path or several (``.npz``, ``.npy``,
+            folders of ``test_data_set_*``), arrays by name, a tuple with an array or tensor for
+            each input, or a sequence of such samples.
+        samples: How many input samples to draw.
+        seed: Their seed.
+        tiers: Which tiers, by their letters: ``A`` compares stored weights, ``B`` each site in
+            float64, ``C`` runs both models on each provider, ``D`` compares decisions there.
+        rtol: A limit of your own, beside the noise floor: no element of an output may differ from
+            the unfolded model's by more than ``atol + rtol * |its size|``.
+        atol: See ``rtol``; 0 where only that is given.
+        allow_tf32: Whether products of float32 may be rounded to TF32 on NVIDIA devices.
+        example_inputs: Of a torch module: a tuple of positional arguments, or one tensor.
+        reproducer: A folder to write a reproducer to, should the check fail (ONNX only).
+        on_progress: Called with the stage and the fraction of it that is done, if known.
 
     Returns:
         The verdict with its figures; ``raise_for_status()`` raises unless it is a pass.
 
     Raises:
         ReadError: A file can't be read.
-        UsageError: The two models have other inputs or outputs.
-        ProviderError: onnxruntime or a provider is not there.
+        UsageError: The two models have other inputs or outputs, or an option is wrong.
+        ProviderError: A runtime or a provider is not there, or did not run all of a model.
     """
-    tell = on_progress or _silent
-    return _check(_readable(reference), _readable(candidate), providers, inputs, samples, seed,
-                  None, tell)  # fmt: skip
+    from bnfold.verify.check import check as run
+
+    return run(
+        _readable(reference), _readable(candidate), providers=tuple(providers), inputs=inputs,
+        samples=samples, seed=seed, tiers=tiers, rtol=rtol, atol=atol, allow_tf32=allow_tf32,
+        example_inputs=example_inputs, on_progress=on_progress or _silent,
+        reproducer=None if reproducer is None else Path(reproducer),
+    )  # fmt: skip
 
 
 # ---- torch models ----
@@ -318,7 +367,7 @@ def _given(model: str | os.PathLike[str] | OnnxModel) -> tuple[str, ir.Model, An
     return model.graph.name or "model", model, infer_shapes(model)
 
 
-def _readable(model: str | os.PathLike[str] | OnnxModel) -> str | os.PathLike[str] | OnnxModel:
+def _readable(model: Any) -> Any:
     """Refuse a file that is not a valid model with the same words as everywhere."""
     if _is_program(model):
         return _model_of(model)
@@ -364,32 +413,6 @@ def _program_of(program: OnnxProgram, model: ir.Model) -> OnnxProgram:
 # ---- file to file ----
 
 
-def _fold_file(
-    source: Path, target: Path, place: Path, options: Options, tell: Progress
-) -> tuple[Report, dict[int, Kept]]:
-    """Fold ``source`` for ``target``, writing to ``place``; also the folds that did not fit."""
-    refused: dict[int, Kept] = {}
-    while True:
-        tell("reading", None)
-        file = read_model(source)
-        refuse_overwriting(file, target)
-        planned = plan_model(file.model, file.shapes, options, refused, str(source))
-        try:
-            commit(planned.described, planned.plan, lazy=True)
-            _write(file, place, tell)
-        except FoldRefusedError as fault:
-            refused.update(refusals(planned.described.graph, planned.plan, fault))
-        else:
-            return planned.report(str(source), size_of(file.model)), refused
-
-
-def _write(file: ModelFile, target: Path, tell: Progress) -> None:
-    def wrote(done: int, total: int) -> None:
-        tell("writing", done / max(total, 1))
-
-    write_model(file.model, target, external=file.external, source=file, on_progress=wrote)
-
-
 def _named(report: Report, source: Path) -> Report:
     return Report(str(source), report.level, report.steps, report.before, report.after)
 
@@ -408,36 +431,3 @@ def _simplified(source: Path, target: Path, wanted: bool, tell: Progress) -> Ite
         simple = Path(folder) / source.name
         simplify_file(source, simple)
         yield simple
-
-
-# ---- checking ----
-
-
-def _expected_weights(
-    source: Path, options: Options, refused: Mapping[int, Kept]
-) -> dict[str, NDArray[Any]]:
-    """The constants that the fold changes, computed from the source anew."""
-    file = read_model(source)
-    planned = plan_model(file.model, file.shapes, options, refused)
-    changed = commit(planned.described, planned.plan)
-    return {v.name: np.asarray(v.const_value.numpy()) for v in changed
-            if v.name and v.const_value is not None}  # fmt: skip
-
-
-def _check(
-    reference: Any, candidate: Any, providers: Sequence[str], inputs: Any, samples: int, seed: int,
-    expected: Mapping[str, NDArray[Any]] | None, tell: Progress,
-) -> CheckResult:  # fmt: skip
-    from bnfold.verify.check import check as run
-
-    return run(
-        reference,
-        candidate,
-        providers=tuple(providers),
-        inputs=inputs,
-        samples=samples,
-        seed=seed,
-        expected_weights=expected or None,
-        same_names=expected is not None,
-        on_progress=tell,
-    )

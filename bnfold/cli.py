@@ -5,30 +5,28 @@ Nothing heavy is imported before a command runs, so that ``bnfold --help`` does 
 
 from __future__ import annotations
 
+import sys
 import traceback
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from bnfold import __version__
-from bnfold.cli_output import (
-    Screen,
-    abandon_stdout,
-    refuse_overwriting,
-    show_result,
-    write_report,
-)
+from bnfold import cli_options as options
+from bnfold.ci import announce_error
+from bnfold.cli_output import Reports, Screen, abandon_stdout, read_report, show_result
 from bnfold.errors import BnfoldError, UsageError
 from bnfold.progress import progress
 from bnfold.report.text import one_line, render_check, render_explain
 
 if TYPE_CHECKING:
+    from bnfold.report.envelope import Envelope
     from bnfold.report.model import Report
+    from bnfold.verify.result import CheckResult
 
 INTERNAL_ERROR, INTERRUPTED, BROKEN_PIPE = 70, 130, 141
-_DEBUG = "bnfold.debug"
 
 
 # ---- what goes wrong ----
@@ -48,6 +46,7 @@ class _Guarded(click.Group):
             abandon_stdout()
             ctx.exit(BROKEN_PIPE)
         except BnfoldError as error:
+            announce_error(error, stdout=sys.stderr)
             _stop(ctx, f"error: {error}", error.exit_code)
         except Exception as error:
             met = f"internal error: {type(error).__name__}: {error}"
@@ -56,84 +55,24 @@ class _Guarded(click.Group):
 
 
 def _stop(ctx: click.Context, message: str, exit_code: int) -> NoReturn:
-    if ctx.meta.get(_DEBUG):
+    if ctx.meta.get(options.DEBUG):
         traceback.print_exc()
     click.echo(one_line(f"bnfold: {message}"), err=True)
     ctx.exit(exit_code)
 
 
-# ---- options ----
-
-
-def _remember_debug(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
-    if wanted:
-        ctx.meta[_DEBUG] = True
-
-
-_debug = click.option(
-    "--debug", is_flag=True, expose_value=False, callback=_remember_debug,
-    help="Show the traceback of an error.",
-)  # fmt: skip
-_level = click.option(
-    "--level", type=click.Choice(["max", "local"]), default="max", show_default=True,
-    help="How far folds may reach: local stays with direct neighbours.",
-)  # fmt: skip
-_trust = click.option(
-    "--trust-initializers", is_flag=True,
-    help="Take initializers that are also graph inputs as constants.",
-)  # fmt: skip
-_unshare = click.option(
-    "--unshare", metavar="BYTES", type=click.IntRange(min=0), default=0,
-    help="Let operators that share a weight have their own, up to so many bytes more.",
-)  # fmt: skip
-_report = click.option(
-    "--report", metavar="FILE|-",
-    help="Write what was found as JSON; with - to stdout, and any text to stderr.",
-)  # fmt: skip
-_fail_on_kept = click.option(
-    "--fail-on-kept", metavar="CODE,...", default="",
-    help="Exit with 1 when a step stays for one of these reasons (BNF010 or zero-padding).",
-)  # fmt: skip
-
-
-def _checking(command: Callable[..., None]) -> Callable[..., None]:
-    """The options of a check, named as the arguments of `bnfold.api.check`."""
-    count, from_zero = click.IntRange(min=1), click.IntRange(min=0)
-    options = (
-        click.option(
-            "--provider", "providers", metavar="NAME", multiple=True, default=("cpu",),
-            show_default=True, help="Execution provider to check on; may be given several times.",
-        ),
-        click.option(
-            "--samples", metavar="N", type=count, default=8, show_default=True,
-            help="How many input samples to draw.",
-        ),
-        click.option(
-            "--seed", metavar="N", type=from_zero, default=0, show_default=True,
-            help="Seed of the samples.",
-        ),
-        click.option(
-            "--inputs", metavar="FILE.npz",
-            help="Check on these inputs instead: arrays by input name.",
-        ),
-    )  # fmt: skip
-    for option in reversed(options):
-        command = option(command)
-    return command
+# ---- commands ----
 
 
 @click.group("bnfold", cls=_Guarded, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="bnfold", message="%(prog)s %(version)s")
-@_debug
+@options.debug
 def main() -> None:
     """Fold BatchNorm and every other per-channel affine step of ONNX models.
 
     Exit codes: 0 done, 1 mismatch or --fail-on-kept, 2 usage, 3 inconclusive,
     4 environment, 5 bad model or file, 70 a bug of bnfold, 130 interrupted.
     """
-
-
-# ---- commands ----
 
 
 @main.command(short_help="Fold a model, check it and write it.")
@@ -145,34 +84,37 @@ def main() -> None:
     help="Where to write the result.  [default: <stem of MODEL>.folded.onnx beside it]",
 )
 @click.option("--no-check", is_flag=True, help="Write the result without checking it.")
-@_checking
-@_level
+@options.checking
+@options.level
 @click.option("--simplify", is_flag=True, help="Run onnxsim first (pip install bnfold[simplify]).")
-@_trust
-@_unshare
-@_report
-@_fail_on_kept
+@options.trust
+@options.unshare
+@options.report
+@options.fail_on_kept
 @click.option("--quiet", is_flag=True, help="Print errors only.")
-@_debug
+@options.debug
 def optimize(
-    model: str, output: str | None, no_check: bool, report: str | None, fail_on_kept: str,
-    quiet: bool, **options: Any,
+    model: str, output: str | None, no_check: bool, reports: tuple[str, ...], fail_on_kept: str,
+    quiet: bool, inputs: tuple[str, ...], **given: Any,
 ) -> None:  # fmt: skip
     """Fold MODEL, check it against the original, and write the result.
 
-    Nothing is written unless the check passes or is left out.
+    Nothing is written unless the check passes or is left out. A fold with which it fails is taken
+    back; the rest is kept and checked again.
     """
     target = output or str(Path(model).parent / f"{Path(model).stem}.folded.onnx")
     codes = _codes(fail_on_kept)
-    refuse_overwriting(report, model, target)
+    out = Reports.of(reports, model, target)
     from bnfold import api
+    from bnfold.report.envelope import Envelope
 
     with progress(not quiet) as tell:
-        result = api.optimize(model, target, check=not no_check, on_progress=tell, **options)
+        result = api.optimize(model, target, check=not no_check, inputs=list(inputs) or None,
+                              on_progress=tell, **given)  # fmt: skip
     if not quiet:
-        show_result(result, target, Screen.beside(report))
-    found = {"report": result.report, "check": result.check}
-    write_report(report, target=target if result.written else None, **found)
+        show_result(result, target, out.screen)
+    written = target if result.written else None
+    out.write(Envelope(result.report, result.check, written, result.dropped, result.reproducer))
     if result.check:
         result.check.raise_for_status()
     _fail_if_kept(result.report, codes)
@@ -180,48 +122,94 @@ def optimize(
 
 @main.command(short_help="Say of each affine step whether it folds.")
 @click.argument("model")
-@_level
-@_trust
-@_unshare
+@options.level
+@options.trust
+@options.unshare
 @click.option("--json", "as_json", is_flag=True, help="The same as --report -.")
-@_report
-@_fail_on_kept
-@_debug
+@options.report
+@options.fail_on_kept
+@options.debug
 def explain(
-    model: str, as_json: bool, report: str | None, fail_on_kept: str, **options: Any
-) -> None:  # fmt: skip
+    model: str, as_json: bool, reports: tuple[str, ...], fail_on_kept: str, **given: Any
+) -> None:
     """Say of every affine step of MODEL whether it folds, into what, or why not."""
-    if as_json and report not in (None, "-"):
+    if as_json and any(report != "-" for report in reports):
         raise UsageError("--json and --report FILE exclude each other")
-    report = "-" if as_json else report
     codes = _codes(fail_on_kept)
-    refuse_overwriting(report, model)
+    out = Reports.of(("-",) if as_json else reports, model)
     from bnfold import api
+    from bnfold.report.envelope import Envelope
 
-    found = api.explain(model, **options)
-    if report != "-":
-        screen = Screen.beside(report)
-        screen.show(render_explain(found, color=screen.color, width=screen.width))
-    write_report(report, report=found)
+    found = api.explain(model, **given)
+    if not out.on_stdout:
+        out.screen.show(render_explain(found, color=out.screen.color, width=out.screen.width))
+    out.write(Envelope(found))
     _fail_if_kept(found, codes)
 
 
 @main.command(short_help="Check that two models say the same.")
 @click.argument("reference")
 @click.argument("candidate")
-@_checking
-@_report
-@_debug
-def check(reference: str, candidate: str, report: str | None, **options: Any) -> None:
+@options.checking
+@options.report
+@options.debug
+def check(
+    reference: str, candidate: str, reports: tuple[str, ...], inputs: tuple[str, ...], **given: Any
+) -> None:
     """Check that CANDIDATE says the same as REFERENCE on each provider."""
-    refuse_overwriting(report, reference, candidate)
+    out = Reports.of(reports, reference, candidate)
     from bnfold import api
 
     with progress(True) as tell:
-        result = api.check(reference, candidate, on_progress=tell, **options)
-    screen = Screen.beside(report)
+        result = api.check(
+            reference, candidate, inputs=list(inputs) or None, on_progress=tell, **given
+        )
+    _show_check(result, out)
+
+
+@main.command(short_help="Judge a stored report again.")
+@click.argument("stored", metavar="REPORT.json")
+@options.gates
+@options.report
+@options.debug
+def rejudge(stored: str, reports: tuple[str, ...], **given: Any) -> None:
+    """Judge what REPORT.json has stored again, under other gates, without running a model.
+
+    Also the way to have a stored report in another form: --report FILE.html.
+    """
+    out = Reports.of(reports, stored)
+    from bnfold.verify.rejudge import rejudge as judge
+
+    found = read_report(stored)
+    if found.check is None:
+        met = "there is no check in it"
+        raise UsageError(met, file=stored, todo="give the report of a check")
+    _show_check(judge(found.check, **given), out, found)
+
+
+@main.command(short_help="Say what this machine can check on.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@options.debug
+def doctor(as_json: bool) -> None:
+    """Say which runtimes, providers, devices and libraries are there, and what to install."""
+    import json
+
+    from bnfold.report.doctor_text import render_doctor, to_dict
+    from bnfold.verify.doctor import diagnose
+
+    found, screen = diagnose(), Screen.beside(None)
+    text = json.dumps(to_dict(found), indent=2) if as_json else render_doctor(
+        found, color=screen.color, width=screen.width
+    )  # fmt: skip
+    screen.show(text)
+
+
+def _show_check(result: CheckResult, out: Reports, found: Envelope | None = None) -> None:
+    from bnfold.report.envelope import Envelope
+
+    screen = out.screen
     screen.show(render_check(result, color=screen.color, width=screen.width))
-    write_report(report, check=result)
+    out.write(Envelope(check=result) if found is None else replace(found, check=result))
     result.raise_for_status()
 
 

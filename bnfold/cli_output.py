@@ -5,18 +5,23 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from bnfold.errors import UsageError, WriteError
+from bnfold.ci import announce
+from bnfold.errors import ReadError, UsageError, WriteError
 from bnfold.progress import is_terminal
-from bnfold.report.text import UNCUT, render_check, render_outcome, render_report
+from bnfold.report.lines import UNCUT, one_line
+from bnfold.report.text import render_check, render_outcome, render_report
+from bnfold.report.words import rolled_back
 
 if TYPE_CHECKING:
     from bnfold.api import OptimizeResult
+    from bnfold.report.envelope import Envelope
 
 
 def abandon_stdout() -> None:
@@ -62,24 +67,87 @@ def show_result(result: OptimizeResult, target: str, screen: Screen) -> None:
     screen.show(render_report(report, color=screen.color, width=screen.width) + "\n")
     if check:
         screen.show(render_check(check, color=screen.color, width=screen.width))
+    for line in (rolled_back(result.dropped), _reproduced(result)):
+        if line:
+            screen.show(one_line(line))
     checked, folded = check is not None, bool(report.folded)
     screen.show(render_outcome(target, written=result.written, checked=checked, folded=folded))
 
 
-def write_report(path: str | None, **found: Any) -> None:
-    """Write what was found as JSON, to a file as a whole or not at all."""
-    if path is None:
-        return
-    from bnfold.report.as_json import to_json
+@dataclass(frozen=True, slots=True)
+class Reports:
+    """Where what is found goes: files by the form that their ending asks for, and stdout.
 
-    text = to_json(**found)
-    if path == "-":
-        Screen(err=False, color=False, width=UNCUT).show(text)
-        return
+    Attributes:
+        paths: The files; ``-`` is stdout.
+    """
+
+    paths: tuple[str, ...]
+
+    @classmethod
+    def of(cls, paths: Sequence[str], *models: str) -> Reports:
+        """The reports that were asked for.
+
+        Raises:
+            UsageError: One would overwrite a model, or its ending asks for no form.
+        """
+        from bnfold.report.formats import format_of
+
+        for path in paths:
+            refuse_overwriting(path, *models)
+            if not _is_device(path):
+                format_of(path)
+        return cls(tuple(dict.fromkeys(paths)))
+
+    @property
+    def on_stdout(self) -> bool:
+        """Whether stdout carries the JSON."""
+        return "-" in self.paths
+
+    @property
+    def screen(self) -> Screen:
+        """Where text for people goes."""
+        return Screen.beside("-" if self.on_stdout else None)
+
+    def write(self, found: Envelope) -> None:
+        """Write what was found, each file as a whole or not at all; tell GitHub, if it is there."""
+        from bnfold.report.formats import format_of, render
+
+        announce(found, stdout=sys.stderr if self.on_stdout else sys.stdout)
+        for path in self.paths:
+            text = render("json" if _is_device(path) else format_of(path), found)
+            if path == "-":
+                Screen(err=False, color=False, width=UNCUT).show(text)
+                continue
+            try:
+                _write_whole(Path(path), text + "\n")
+            except OSError as error:
+                raise _unwritable(path, error) from error
+
+
+def _is_device(path: str) -> bool:
+    """A pipe or a device has no ending; it gets JSON."""
+    return path != "-" and Path(path).exists() and not Path(path).is_file()
+
+
+def read_report(path: str) -> Envelope:
+    """What ``--report FILE.json`` wrote.
+
+    Raises:
+        ReadError: It can't be read.
+        UsageError: It is no such report.
+    """
+    from bnfold.report.envelope import envelope_from_json
+
     try:
-        _write_whole(Path(path), text + "\n")
-    except OSError as error:
-        raise _unwritable(path, error) from error
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ReadError(f"it can't be read: {error}", file=path) from error
+    return envelope_from_json(text, path)
+
+
+def _reproduced(result: OptimizeResult) -> str:
+    return f"reproducer in {result.reproducer}" if result.reproducer else ""
 
 
 def _write_whole(path: Path, text: str) -> None:

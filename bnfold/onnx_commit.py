@@ -7,7 +7,8 @@ its type; then nothing has been made yet, and the plan is made anew without that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -30,7 +31,21 @@ Edit = Callable[[], None]
 Shared = dict[tuple[object, ...], ir.Value]
 
 
-def commit(described: Described, plan: Plan, *, lazy: bool = False) -> tuple[ir.Value, ...]:
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What a commit wrote.
+
+    Attributes:
+        written: The initializers that were made or changed.
+        renamed: Tensors that are stored in other units, by their new names: what they were
+            called before.
+    """
+
+    written: tuple[ir.Value, ...]
+    renamed: Mapping[str, str]
+
+
+def commit(described: Described, plan: Plan, *, lazy: bool = False) -> Committed:
     """Write ``plan`` into the model that was described.
 
     Args:
@@ -38,9 +53,6 @@ def commit(described: Described, plan: Plan, *, lazy: bool = False) -> tuple[ir.
         plan: What to do.
         lazy: Compute large folded weights only when they are read. Otherwise everything is
             computed before the first edit.
-
-    Returns:
-        The initializers that were made or changed.
 
     Raises:
         FoldRefusedError: A folded tensor leaves the range of its type; nothing was edited.
@@ -62,10 +74,10 @@ def commit(described: Described, plan: Plan, *, lazy: bool = False) -> tuple[ir.
             keep = fold.stored is Stored.AFTER
             editor.bypass(site.node, site.data_input, keep_output_name=keep)
     editor.sweep()
-    if restored:
-        _rename(described, editor, restored)
+    renamed = _rename(described, editor, restored) if restored else {}
     # What was evaluated for a step that then vanished is gone again.
-    return tuple(v for v in dict.fromkeys(editor.written) if v.is_initializer())
+    written = tuple(v for v in dict.fromkeys(editor.written) if v.is_initializer())
+    return Committed(written, renamed)
 
 
 def _named(values: Iterable[ir.Value]) -> set[tuple[object, str | None]]:
@@ -74,12 +86,16 @@ def _named(values: Iterable[ir.Value]) -> set[tuple[object, str | None]]:
 
 def _rename(
     described: Described, editor: Editor, restored: Container[tuple[object, str | None]]
-) -> None:
+) -> dict[str, str]:
     """A tensor that is stored in other units is another tensor: it gets a name of its own."""
+    renamed = {}
     for node, _ in described.facts.nodes():
         for value in node.outputs:
             if (value.graph, value.name) in restored:
-                value.name = editor.unique(f"{value.name}_stored")
+                old = value.name or ""
+                value.name = editor.unique(f"{old}_stored")
+                renamed[value.name] = old
+    return renamed
 
 
 def _absorb(

@@ -83,7 +83,7 @@ def fold_model(
     while True:
         planned = plan_model(model, inferred, options, refused, source)
         try:
-            return planned, commit(planned.described, planned.plan)
+            return planned, commit(planned.described, planned.plan).written
         except FoldRefusedError as fault:
             refused.update(refusals(planned.described.graph, planned.plan, fault))
 

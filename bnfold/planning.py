@@ -166,6 +166,11 @@ class Reason(Enum):
         "what happens around it could not be captured: {witness}",
         "giving example inputs, or folding the parts of the model one by one, may free it",
     )
+    ROLLED_BACK = (
+        "BNF026",
+        "its fold was taken back, because the check did not pass with it: {witness}",
+        "reporting it as a bug of bnfold, with the reproducer, may free it",
+    )
 
     def __init__(self, code: str, sentence: str, hint: str) -> None:
         self.code = code

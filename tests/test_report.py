@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from bnfold import __version__
 from bnfold.report.as_json import to_json
 from bnfold.report.model import SCHEMA_VERSION, Report, Size, Step
 from bnfold.report.text import (
@@ -21,8 +22,15 @@ from bnfold.report.text import (
     render_outcome,
     render_report,
 )
-from bnfold.verify.judge import Figures, Verdict
-from bnfold.verify.result import CheckResult, OutputResult, TierResult
+from bnfold.verify.judge import Figures, Gates, Verdict
+from bnfold.verify.result import (
+    CheckResult,
+    InputUse,
+    OutputResult,
+    ProviderRun,
+    SiteResult,
+    TierResult,
+)
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -145,6 +153,54 @@ def test_a_check_has_a_line_for_each_tier() -> None:
     assert render_check(CHECK) == CHECK_TEXT
 
 
+CERTIFIED_TEXT = """\
+check: fail (8 samples, given)
+  tier B: fail: site 'conv2' is off
+    site: fail: conv2 (Conv): off by 10,000 times what rounding explains on channel 3 \
+(error 0.001, bound 1e-07)
+  first wrong site: conv2
+  ran 120 of 124 nodes on CUDAExecutionProvider (promise 124), TF32 off (measured 6e-08), jitter 0
+  ran on torch:cpu, jitter 1e-08
+  input x float32 1x3x8x8, scalar (given)
+  gates: rtol 0.001, atol 0
+  8 tensors could not be paired: t0, t1, t2, t3, t4, t5 and 2 more
+  would have caught: a scale error of 1e-06 on any channel
+  warning: w"""
+
+
+def test_a_check_says_what_it_rests_on() -> None:
+    sites = (
+        SiteResult("conv1", "Conv", "t", "r", Verdict.PASS, 1e-8, 1e-7, 0.1),
+        SiteResult("conv2", "Conv", "t", "r", Verdict.FAIL, 1e-3, 1e-7, 1e4, channel=3),
+    )
+    cuda = "CUDAExecutionProvider"
+    ran, promised = {cuda: 120, "CPUExecutionProvider": 4}, {cuda: 124}
+    check = CheckResult(
+        "a", "b", (TierResult("B", "", Verdict.FAIL, "site 'conv2' is off", sites=sites),), 8, None,
+        warnings=("w",),
+        runs=(
+            ProviderRun(cuda, "onnxruntime", promised=promised, ran=ran, tf32="off",
+                        tf32_error=6e-8),
+            ProviderRun("torch:cpu", "torch 2.13", jitter=1e-8),
+        ),
+        inputs=(InputUse("x", "float32", ((1, 3, 8, 8), ()), "given"),),
+        unpaired=tuple(f"t{i}" for i in range(8)), guilty="conv2",
+        caught="a scale error of 1e-06 on any channel", gates=Gates(rtol=1e-3),
+    )  # fmt: skip
+    assert render_check(check) == CERTIFIED_TEXT
+
+
+@pytest.mark.parametrize("extra", [0, 3])
+def test_a_check_lists_so_many_sites_and_no_more(extra: int) -> None:
+    sites = tuple(
+        SiteResult(f"c{i}", "Conv", "t", "r", Verdict.FAIL, 1, 1, 1) for i in range(LISTED + extra)
+    )
+    tier = TierResult("B", "", Verdict.FAIL, "off", sites=sites)
+    lines = render_check(CheckResult("a", "b", (tier,), 1, 0)).splitlines()
+    assert sum(line.startswith("    site: ") for line in lines) == LISTED
+    assert (lines[-1] == f"  ... and {extra} more, see --report") == (extra > 0)
+
+
 def test_a_check_on_given_inputs_names_no_seed() -> None:
     given = CheckResult("a", "b", (), samples=1, seed=None)
     assert render_check(given) == "check: inconclusive (1 sample, given)"
@@ -265,19 +321,23 @@ def strict(text: str) -> Any:
 
 def test_json_is_one_envelope_and_has_everything() -> None:
     data = strict(to_json(report=REPORT, check=CHECK, target="out.onnx"))
-    assert list(data) == ["schema_version", "report", "check", "target"]
+    assert list(data) == [
+        "schema_version", "tool", "report", "check", "target", "dropped", "reproducer",
+    ]  # fmt: skip
     assert data["schema_version"] == SCHEMA_VERSION
+    assert data["tool"] == {"name": "bnfold", "version": __version__}
     assert data["report"] == json.loads(json.dumps(REPORT.to_dict()))
     assert data["check"]["verdict"] == "fail"
     assert data["target"] == "out.onnx"
 
 
-def test_json_says_null_for_what_is_not_finite_and_for_what_is_not_there() -> None:
+def test_json_has_a_word_for_what_is_not_finite_and_null_for_what_is_not_there() -> None:
     data = strict(to_json(check=CHECK))
     figures = data["check"]["tiers"][1]["outputs"][0]["figures"]
-    assert (figures["mean_ratio"], figures["worst_ratio"]) == (None, None)
+    assert (figures["mean_ratio"], figures["worst_ratio"]) == ("inf", "nan")
     assert figures["e_fold"] == 2e-6
-    assert (data["report"], data["target"]) == (None, None)
+    assert (data["report"], data["target"], data["reproducer"]) == (None, None, None)
+    assert data["dropped"] == []
 
 
 def test_json_is_ascii_whatever_the_names() -> None:

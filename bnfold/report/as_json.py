@@ -1,50 +1,42 @@
-"""One envelope for every command: ``{"schema_version", "report", "check", "target"}``.
+"""One envelope for every command, as JSON; ``schema.json`` beside this file describes it.
 
 Strict JSON in ASCII: it parses everywhere, whatever a model calls its nodes. A number that is not
-finite becomes null, because JSON has no word for it.
+finite becomes a string (``"inf"``, ``"-inf"``, ``"nan"``), because JSON has no word for it.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping
-from enum import Enum
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from bnfold.report.model import SCHEMA_VERSION, Report
+from bnfold.report.envelope import Envelope
+from bnfold.verify.plain import plain
 
 if TYPE_CHECKING:
-    from bnfold.verify.check import CheckResult
+    from bnfold.report.model import Report
+    from bnfold.verify.result import CheckResult
 
 
 def to_json(
-    *, report: Report | None = None, check: CheckResult | None = None, target: str | None = None
+    *,
+    report: Report | None = None,
+    check: CheckResult | None = None,
+    target: str | None = None,
+    dropped: tuple[str, ...] = (),
+    reproducer: str | None = None,
 ) -> str:
-    """What a command found, as JSON.
-
-    Args:
-        report: The verdict on each affine step; null where no model was folded.
-        check: The verdict on the result; null where nothing was checked.
-        target: The file that was written; null where none was.
-    """
-    found = {
-        "schema_version": SCHEMA_VERSION,
-        "report": report.to_dict() if report else None,
-        "check": check.to_dict() if check else None,
-        "target": target,
-    }
-    return json.dumps(_plain(found), indent=2, allow_nan=False)
+    """What a command found, as JSON; the arguments are the attributes of `Envelope`."""
+    return render_json(Envelope(report, check, target, dropped, reproducer))
 
 
-def _plain(value: Any) -> Any:
-    """``value`` in the types that JSON has."""
-    if isinstance(value, Enum):
-        return _plain(value.value)
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+def render_json(found: Envelope) -> str:
+    """``found`` as JSON."""
+    return json.dumps(plain(found.to_dict()), indent=2, allow_nan=False)
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of what ``--report FILE.json`` writes."""
+    text = files("bnfold.report").joinpath("schema.json").read_text(encoding="utf-8")
+    found: dict[str, Any] = json.loads(text)
+    return found

@@ -1,39 +1,100 @@
 """``fold(model)(x) == model(x)`` in real arithmetic, shown on the providers that will run it.
 
-The worst tier speaks: A (stored weights, where the expected ones are given) and C (end to end
-against the float64 oracle of the reference, on each provider).
+Four tiers, cheap to dear; the worst one speaks: A (stored weights against the fold that bnfold
+would make), B (site by site in float64), C (end to end on each provider against the float64 oracle
+of the reference) and D (decisions there).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-from numpy.typing import NDArray
 
-from bnfold.errors import BnfoldError, InconclusiveError, UsageError
-from bnfold.verify.inputs import SAMPLES, Feeds, Samples, synthetic, user_samples
+from bnfold.errors import InconclusiveError, UsageError
+from bnfold.verify.caught import what_was_caught
+from bnfold.verify.ends import (
+    Pair,
+    Progress,
+    certified,
+    judge_ends,
+    measure_runs,
+    only,
+    oracle_outputs,
+    run_both,
+    undecided,
+    within_range,
+)
+from bnfold.verify.environment import environment
+from bnfold.verify.expected import Expected
+from bnfold.verify.inputs import user_samples
 from bnfold.verify.interface import require_same_interface
-from bnfold.verify.judge import Verdict, judge_outputs
-from bnfold.verify.measure import judge_output
-from bnfold.verify.models import LoadedModel, load_model, rounding_unit, same_graph
-from bnfold.verify.oracle import Oracle
-from bnfold.verify.probe import all_constant, deepest_varying, probed
-from bnfold.verify.result import CheckResult, OutputResult, TierResult
-from bnfold.verify.runner import OrtRunner, full_name
-from bnfold.verify.weights import judge_weights
+from bnfold.verify.judge import Gates, Verdict
+from bnfold.verify.memory import float64_bytes, require_memory
+from bnfold.verify.onnx_subject import OnnxSubject
+from bnfold.verify.providers import full_name
+from bnfold.verify.reproducer import write_reproducer
+from bnfold.verify.result import (
+    CheckResult,
+    OutputResult,
+    ProviderRun,
+    SiteResult,
+    TierResult,
+    WeightRange,
+)
+from bnfold.verify.samples import SAMPLES, Samples
+from bnfold.verify.subject import Outputs, RunOptions
+from bnfold.verify.subjects import drawn_samples, load_pair, same_model
+from bnfold.verify.tiers import inside, site_tiers
 
-__all__ = ["CheckResult", "OutputResult", "TierResult", "Verdict", "check"]
+__all__ = [
+    "TIERS", "CheckResult", "OutputResult", "Progress", "TierResult", "Verdict", "check",
+]  # fmt: skip
 
-# Told what is being done, and the fraction of it that is over.
-Progress = Callable[[str, float | None], None]
-Outputs = dict[str, Any]
+TIERS = "ABCD"
 
-# Samples on which the unfolded model runs twice, to see how far two runs lie apart.
-JITTER_SAMPLES = 2
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a check is to do."""
+
+    providers: tuple[str, ...]
+    tiers: str
+    gates: Gates
+    options: RunOptions
+
+    @classmethod
+    def of(
+        cls,
+        providers: Sequence[str],
+        tiers: str,
+        rtol: float | None,
+        atol: float | None,
+        tf32: bool,
+    ) -> Plan:
+        """The plan as callers give it.
+
+        Raises:
+            UsageError: There is no such tier or provider, none at all, or a negative limit.
+        """
+        letters = "".join(dict.fromkeys(tiers.upper().replace(",", "").replace(" ", "")))
+        if not letters or set(letters) - set(TIERS):
+            raise UsageError(f"there is no tier '{tiers}'", todo="the tiers are A, B, C and D")
+        if not providers:
+            raise UsageError("no execution provider was named", todo="name one: providers=('cpu',)")
+        for name, limit in (("rtol", rtol), ("atol", atol)):
+            if limit is not None and not 0 <= limit < np.inf:
+                raise UsageError(f"{name} is {limit}", todo="give a number that is not negative")
+        named = tuple(dict.fromkeys(full_name(provider) for provider in providers))
+        return cls(named, letters, Gates(rtol, atol), RunOptions(tf32=tf32))
+
+    @property
+    def runs(self) -> bool:
+        """Whether a provider has to run anything."""
+        return "C" in self.tiers or "D" in self.tiers
 
 
 def check(
@@ -44,22 +105,32 @@ def check(
     inputs: Any = None,
     samples: int = SAMPLES,
     seed: int = 0,
-    expected_weights: Mapping[str, NDArray[Any]] | None = None,
-    same_names: bool = False,
+    tiers: str = TIERS,
+    rtol: float | None = None,
+    atol: float | None = None,
+    allow_tf32: bool = False,
+    example_inputs: Any = None,
+    expected: Expected | None = None,
+    reproducer: Path | None = None,
     on_progress: Progress | None = None,
 ) -> CheckResult:
     """Checks that a folded model says what the unfolded one says.
 
     Args:
-        reference: The unfolded model: a path, an ``onnx.ModelProto`` or an ``onnx_ir.Model``.
-        candidate: The folded one, likewise.
+        reference: The unfolded model: a path, an ``onnx.ModelProto``, an ``onnx_ir.Model`` or a
+            torch model of any kind.
+        candidate: The folded one, likewise; it may be of the other framework.
         providers: Execution providers to run both on, by short or full name.
         inputs: The user's own inputs (see ``inputs.user_samples``); synthetic ones where None.
         samples: How many synthetic samples.
         seed: Their seed.
-        expected_weights: What the fold should have stored, by tensor name; adds tier A.
-        same_names: A tensor of one name holds one value in both, as in what bnfold folds: then a
-            tensor inside is judged where the outputs are the same for every sample.
+        tiers: Which of the tiers, by their letters.
+        rtol: A limit of the user's own: see ``judge.Gates``.
+        atol: Likewise.
+        allow_tf32: Whether products of float32 may be rounded to TF32 on NVIDIA devices.
+        example_inputs: Of a torch module: what its forward takes; only shapes and types matter.
+        expected: What folding the reference gives, where the caller knows; else it is looked for.
+        reproducer: A folder to write a reproducer to, if the check fails; ONNX models only.
         on_progress: Told of each step.
 
     Returns:
@@ -67,166 +138,135 @@ def check(
 
     Raises:
         UsageError: The two models' interfaces differ, or the inputs are not the model's.
-        ProviderError: ONNX Runtime or a provider is missing.
-        ModelError: A model can't be read, or ONNX Runtime refuses it.
+        ProviderError: A runtime or a provider is missing, or did not run all of a model.
+        ModelError: A model can't be read, or the runtime refuses it.
     """
-    if not providers:
-        raise UsageError("no execution provider was named", todo="name one, as providers=('cpu',)")
-    names = tuple(dict.fromkeys(full_name(provider) for provider in providers))
-    unfolded, folded = load_model(reference, "<reference>"), load_model(candidate, "<candidate>")
-    require_same_interface(unfolded, folded)
-    drawn = (
-        synthetic(unfolded.proto, samples, seed)
-        if inputs is None
-        else user_samples(unfolded.proto, inputs)
-    )
-    tiers = []
-    warnings: tuple[str, ...] = ()
-    if expected_weights is not None:
-        tier, warnings = _tier_a(expected_weights, folded)
-        tiers.append(tier)
-    progress = on_progress or _silent
-    tiers.extend(_tier_c(unfolded, folded, names, drawn, progress, same_names=same_names))
-    return CheckResult(
-        unfolded.name, folded.name, tuple(tiers), len(drawn.feeds), drawn.seed, warnings
-    )
+    plan = Plan.of(providers, tiers, rtol, atol, allow_tf32)
+    one, other = load_pair(reference, candidate, example_inputs)
+    pair = Pair(one, other, require_same_interface(one, other))
+    if isinstance(one, OnnxSubject):
+        require_memory(float64_bytes(one.model.proto), file=one.name)
+    drawn = user_samples(one.inputs, inputs) if inputs is not None else None
+    if drawn is None:
+        drawn = drawn_samples(pair, samples, seed, plan.options)
+    run = _Check(pair, plan, drawn, expected, on_progress or _silent)
+    result = run.run()
+    if reproducer is not None and result.verdict is Verdict.FAIL:
+        run.reproduce(reproducer, result.message)
+    return result
 
 
 def _silent(stage: str, fraction: float | None) -> None:
     """Tell nobody."""
 
 
-def _tier_a(
-    expected: Mapping[str, NDArray[Any]], folded: LoadedModel
-) -> tuple[TierResult, tuple[str, ...]]:
-    said = judge_weights(expected, folded.weights(expected))
-    return TierResult("A", "", said.verdict, said.message), said.notes
-
-
-def _tier_c(
-    unfolded: LoadedModel,
-    folded: LoadedModel,
-    providers: Sequence[str],
-    drawn: Samples,
-    progress: Progress,
-    *,
-    same_names: bool,
-) -> Iterator[TierResult]:
-    doubt = _empty_proof(unfolded, folded, drawn)
-    if doubt:
-        yield from (TierResult("C", name, Verdict.INCONCLUSIVE, doubt) for name in providers)
-        return
-    # Before the oracle, which is what takes the time: a provider may be missing.
-    runs = [_Runs.of(unfolded, folded, name, drawn.feeds, progress) for name in providers]
-    try:
-        oracle = _oracle_outputs(unfolded.proto, drawn.feeds, progress)
-    except InconclusiveError as error:
-        yield from (_undecided(run.provider, error) for run in runs)
-        return
-    # The reference's alone: a candidate that stores narrower weights has to answer for it.
-    unit = rounding_unit(unfolded.proto)
-    if same_names and len(drawn.feeds) > 1 and all_constant(oracle, unit):
-        name = deepest_varying(unfolded, folded, drawn.feeds)
-        if name is not None:
-            inside = (probed(unfolded, name), probed(folded, name))
-            for tier in _tier_c(*inside, providers, drawn, progress, same_names=False):
-                said = f"the outputs are the same for every sample; inside, {tier.message}"
-                yield replace(tier, message=said)
-            return
-    yield from (_judge(run, oracle, unit) for run in runs)
-
-
-def _empty_proof(unfolded: LoadedModel, folded: LoadedModel, drawn: Samples) -> str:
-    """Why running the models would prove nothing; empty where it would."""
-    if same_graph(unfolded.proto, folded.proto):
-        return "the two files are the same graph, so that they agree proves nothing"
-    if drawn.distinct < 2:
-        return "fewer than two distinct samples, so that an output that never changes would pass"
-    return ""
-
-
-@dataclass(frozen=True, slots=True)
-class _Runs:
-    """Both models' outputs per sample on one provider, or the error that kept them away."""
-
-    provider: str
-    unfolded: Sequence[Outputs]
-    again: Sequence[Outputs]
-    folded: Sequence[Outputs]
-    error: BnfoldError | None = None
-
-    @classmethod
-    def of(
-        cls,
-        unfolded: LoadedModel,
-        folded: LoadedModel,
-        provider: str,
-        feeds: Sequence[Feeds],
+class _Check:
+    def __init__(
+        self, pair: Pair, plan: Plan, samples: Samples, expected: Expected | None,
         progress: Progress,
-    ) -> _Runs:
-        total = 2 * len(feeds) + JITTER_SAMPLES
-        step = iter(range(1, total + 1))
+    ) -> None:  # fmt: skip
+        self.pair, self.plan, self.samples, self.progress = pair, plan, samples, progress
+        self.expected = expected
+        self.warnings: list[str] = []
+        self.runs: list[ProviderRun] = []
+        self.unpaired: tuple[str, ...] = ()
+        self.weights: tuple[WeightRange, ...] = ()
+        self.first: Outputs | None = None
+        self.oracle: list[Outputs] = []
 
-        def run(runner: OrtRunner, feed: Feeds) -> Outputs:
-            outputs = runner.run(feed)
-            progress(f"running on {provider}", next(step) / total)
-            return outputs
+    def run(self) -> CheckResult:
+        tiers = tuple(self._tiers())
+        guilty = next((site for tier in tiers for site in _wrong(tier)), None)
+        result = CheckResult(
+            self.pair.reference.name, self.pair.candidate.name, tiers,
+            len(self.samples.feeds), self.samples.seed, tuple(self.warnings),
+            runs=tuple(self.runs), inputs=self.samples.uses(), weights=self.weights,
+            unpaired=self.unpaired, guilty="" if guilty is None else guilty.site,
+            gates=self.plan.gates, environment=environment(),
+        )  # fmt: skip
+        return replace(result, caught=what_was_caught(result))
 
+    def _tiers(self) -> Iterator[TierResult]:
+        doubt = self._empty_proof()
+        if doubt:
+            yield TierResult(_dearest(self.plan), "", Verdict.INCONCLUSIVE, doubt)
+            return
+        # Before anything that takes time: a provider may be missing.
+        runs = [
+            run_both(self.pair, name, self.samples, self.plan.options, self.progress)
+            for name in (self.plan.providers if self.plan.runs else ())
+        ]
+        found = site_tiers(self.pair, self.samples, self.plan.tiers, self.expected, self.progress)
+        self.warnings.extend(found.warnings)
+        self.unpaired, self.weights, self.first = found.unpaired, found.weights, found.outputs
+        self.expected = found.expected
+        yield from found.tiers
+        if self.plan.runs:
+            yield from self._ends(runs)
+        elif not found.tiers:
+            why = found.warnings[-1] if found.warnings else "there is nothing to compare"
+            yield TierResult(self.plan.tiers[0], "", Verdict.INCONCLUSIVE, why)
+
+    def _ends(self, runs: list[Any]) -> Iterator[TierResult]:
+        if self.samples.distinct < 2:
+            doubt = "fewer than two distinct samples: an output that never changes would pass"
+            for run in runs:
+                yield from undecided(run.provider, self.plan.tiers, doubt)
+            return
         try:
-            # One session at a time: each holds the model's weights.
-            runner = OrtRunner(unfolded.session_source, provider)
-            before = [run(runner, feed) for feed in feeds]
-            again = [run(runner, feed) for feed in feeds[:JITTER_SAMPLES]]
-            runner = OrtRunner(folded.session_source, provider)
-            return cls(provider, before, again, [run(runner, feed) for feed in feeds])
+            oracle = oracle_outputs(
+                self.pair.reference, self.samples.feeds, self.progress, self.first
+            )
         except InconclusiveError as error:
-            return cls(provider, (), (), (), error)
+            for run in runs:
+                yield from undecided(run.provider, self.plan.tiers, str(error))
+            return
+        self.oracle = oracle
+        kept, lost = within_range(self.samples, runs, oracle)
+        if lost:
+            self.warnings.append(f"{lost} extreme samples overflow in the unfolded model: left out")
+        oracle = [oracle[i] for i in kept]
+        deeper = inside(self.pair, self.samples, oracle, self.expected)
+        if deeper is not None:
+            yield from self._inside(deeper)
+            return
+        for run in (only(run, kept) for run in runs):
+            if run.error is not None:
+                yield from undecided(run.provider, self.plan.tiers, str(run.error))
+                continue
+            measured = measure_runs(run, oracle, self.pair.reference.unit)
+            certificate = certified(run, measured)
+            self.runs.extend(() if certificate is None else (certificate,))
+            yield from judge_ends(run.provider, measured, self.plan.tiers, self.plan.gates)
+
+    def _inside(self, pair: Pair) -> Iterator[TierResult]:
+        """The outputs are the same for every sample: a tensor inside is judged in their place."""
+        plan = replace(self.plan, tiers="".join(t for t in self.plan.tiers if t in "CD"))
+        deeper = _Check(pair, plan, self.samples, None, self.progress)
+        runs = [run_both(pair, provider, self.samples, plan.options, self.progress)
+                for provider in plan.providers]  # fmt: skip
+        for tier in deeper._ends(runs):
+            said = f"the outputs are the same for every sample; inside, {tier.message}"
+            yield replace(tier, message=said)
+        self.runs.extend(deeper.runs)
+
+    def reproduce(self, folder: Path, said: str) -> None:
+        """Writes what failed to a folder."""
+        one, other = self.pair.reference, self.pair.candidate
+        if isinstance(one, OnnxSubject) and isinstance(other, OnnxSubject):
+            oracle = self.oracle or ([self.first] if self.first else [])
+            write_reproducer(folder, one.model.proto, other.model.proto, self.samples.feeds,
+                             oracle, self.plan.providers, said)  # fmt: skip
+
+    def _empty_proof(self) -> str:
+        if same_model(self.pair):
+            return "the two files are the same graph, so that they agree proves nothing"
+        return "" if self.samples.feeds else "there are no samples"
 
 
-def _oracle_outputs(
-    model: onnx.ModelProto, feeds: Sequence[Feeds], progress: Progress
-) -> list[Outputs]:
-    oracle = Oracle(model)
-    outputs = []
-    for done, feed in enumerate(feeds, start=1):
-        outputs.append(dict(oracle.run(feed)))
-        progress("computing the float64 oracle", done / len(feeds))
-    return outputs
+def _dearest(plan: Plan) -> str:
+    return "C" if "C" in plan.tiers else plan.tiers[-1]
 
 
-def _undecided(provider: str, error: BnfoldError) -> TierResult:
-    return TierResult("C", provider, Verdict.INCONCLUSIVE, str(error))
-
-
-def _judge(runs: _Runs, oracle: Sequence[Outputs], unit: float) -> TierResult:
-    if runs.error is not None:
-        return _undecided(runs.provider, runs.error)
-    verdicts = [
-        judge_output(
-            name,
-            [outputs[name] for outputs in oracle],
-            [outputs[name] for outputs in runs.unfolded],
-            [outputs[name] for outputs in runs.folded],
-            unit=unit,
-            jitter=_jitter(name, runs, oracle),
-        )
-        for name in oracle[0]
-    ]
-    speaker = judge_outputs(verdicts)
-    return TierResult(
-        "C", runs.provider, speaker.verdict, speaker.message,
-        tuple(OutputResult(v.output, v.verdict, v.message, v.figures) for v in verdicts),
-    )  # fmt: skip
-
-
-def _jitter(name: str, runs: _Runs, oracle: Sequence[Outputs]) -> float:
-    """The largest relative distance of two runs of the unfolded model on the same sample."""
-    worst = 0.0
-    for y, one, other in zip(oracle, runs.unfolded, runs.again, strict=False):
-        a, b = one[name], other[name]
-        if not isinstance(a, np.ndarray) or a.dtype.kind not in "fV" or a.shape != b.shape:
-            continue
-        size = float(np.linalg.norm(np.nan_to_num(y[name])))
-        apart = float(np.linalg.norm(np.nan_to_num(a.astype(np.float64) - b.astype(np.float64))))
-        worst = max(worst, apart / size if size else 0.0)
-    return worst
+def _wrong(tier: TierResult) -> Iterator[SiteResult]:
+    return (site for site in tier.sites if site.verdict is Verdict.FAIL)

@@ -1,240 +1,227 @@
-"""What the models are fed: seeded synthetic samples, or the user's own.
+"""The user's own inputs, in every form that one has them in, as samples.
 
-A sample is one array per graph input, already rounded to the type that the runtime takes, so that
-the oracle and the runtime see the same numbers. The seed is part of the result.
+A sample is one array per input, already rounded to the type that the runtime takes, so that the
+oracle and the runtime see the same numbers. NaN is refused: the models agree on it whatever they
+do. Infinities are fed, since masks are made of them.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from bnfold.errors import UsageError
-from bnfold.verify.models import user_inputs
-
-Feeds = Mapping[str, NDArray[Any]]
-
-SAMPLES = 8
-# For an axis of unknown size: a batch, spatial axes, and the length of a sequence of numbers.
-BATCH, IMAGE, VOLUME, SEQUENCE = 1, 64, 32, 16
+from bnfold.verify.dtypes import FAMILIES, family, integer_bounds
+from bnfold.verify.input_files import TODO, read_sets
+from bnfold.verify.samples import GIVEN, Feeds, Samples
+from bnfold.verify.sizes import is_open
+from bnfold.verify.subject import Size, TensorSpec
 
 
-@dataclass(frozen=True, slots=True)
-class InputSpec:
-    """A graph input: its name, numpy type and shape; a size is a number, a symbol or None."""
-
-    name: str
-    dtype: np.dtype[Any]
-    shape: tuple[int | str | None, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Samples:
-    """Inputs for several runs.
-
-    Attributes:
-        feeds: One mapping of input names to arrays per sample.
-        seed: What they were drawn with; None for the user's own.
-    """
-
-    feeds: tuple[Feeds, ...]
-    seed: int | None = None
-
-    @property
-    def distinct(self) -> int:
-        """How many samples differ from all others in at least one byte."""
-        return len({tuple((k, f[k].tobytes()) for k in sorted(f)) for f in self.feeds})
-
-
-def input_specs(model: onnx.ModelProto) -> tuple[InputSpec, ...]:
-    """The inputs that must be fed, in order.
-
-    Raises:
-        UsageError: One is no tensor, or its rank or type is not known.
-    """
-    return tuple(_spec(value) for value in user_inputs(model))
-
-
-def _spec(value: onnx.ValueInfoProto) -> InputSpec:
-    tensor = value.type.tensor_type
-    if not value.type.HasField("tensor_type") or not tensor.HasField("shape"):
-        raise UsageError(
-            "this graph input is no tensor of known rank, so no input can be made for it",
-            node=value.name,
-        )
-    shape = tuple(
-        dim.dim_value if dim.HasField("dim_value") else (dim.dim_param or None)
-        for dim in tensor.shape.dim
-    )
-    return InputSpec(value.name, onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type), shape)
-
-
-def synthetic(model: onnx.ModelProto, samples: int = SAMPLES, seed: int = 0) -> Samples:
-    """Draws samples for a model's inputs.
-
-    Floats are standard normal. Integers are small and valid: below the size of the table that a
-    Gather looks them up in, pixels for uint8 images, otherwise 0 or 1. Sizes that the model leaves
-    open are small, and a symbol has one size wherever it stands.
-
-    Args:
-        model: The model, whose inputs are looked at.
-        samples: How many.
-        seed: Recorded in the result; the same seed gives the same samples.
-    """
-    specs = input_specs(model)
-    sizes: dict[str, int] = {}
-    shapes = [_sized(spec, sizes) for spec in specs]
-    limits = [_limit(model.graph, spec) for spec in specs]
-    feeds = []
-    for sample in range(samples):
-        rng = np.random.default_rng([seed, sample])
-        feeds.append(
-            {
-                spec.name: _draw(rng, spec.dtype, shape, limit)
-                for spec, shape, limit in zip(specs, shapes, limits, strict=True)
-            }
-        )
-    return Samples(tuple(feeds), seed)
-
-
-def _sized(spec: InputSpec, sizes: dict[str, int]) -> tuple[int, ...]:
-    shape = []
-    for axis, size in enumerate(spec.shape):
-        if isinstance(size, int) and size > 0:
-            shape.append(size)
-        elif isinstance(size, str):
-            shape.append(sizes.setdefault(size, _open_size(spec, axis)))
-        else:
-            shape.append(_open_size(spec, axis))
-    return tuple(shape)
-
-
-def _open_size(spec: InputSpec, axis: int) -> int:
-    rank = len(spec.shape)
-    if axis == 0:
-        return BATCH
-    if rank < 4:
-        return SEQUENCE if spec.dtype.kind in "iu" or rank < 3 else VOLUME
-    return IMAGE if rank == 4 else VOLUME
-
-
-def _limit(graph: onnx.GraphProto, spec: InputSpec) -> int:
-    """One more than the largest integer that may be drawn."""
-    if spec.dtype == np.uint8 and len(spec.shape) > 2:
-        return 256
-    rows = {tensor.name: tensor.dims for tensor in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "Gather" and node.input[1] == spec.name and node.input[0] in rows:
-            axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
-            return int(rows[node.input[0]][axis])
-    return 2
-
-
-def _draw(
-    rng: np.random.Generator, dtype: np.dtype[Any], shape: tuple[int, ...], limit: int
-) -> NDArray[Any]:
-    if dtype.kind == "b":
-        return rng.integers(0, 2, shape).astype(bool)
-    if dtype.kind in "iu":
-        # A single integer is often a size or a count, and zero would empty the graph.
-        return np.asarray(rng.integers(0 if shape else 1, limit, shape), dtype=dtype)
-    if dtype.kind in "fV":
-        return np.asarray(rng.standard_normal(shape), dtype=np.float64).astype(dtype)
-    raise UsageError(f"no synthetic input can be drawn for type {dtype}", todo="pass inputs=")
-
-
-def user_samples(model: onnx.ModelProto, inputs: Any) -> Samples:
+def user_samples(specs: Sequence[TensorSpec], inputs: Any) -> Samples:
     """Takes the user's inputs for a model.
 
     Args:
-        model: The model whose inputs they are for.
-        inputs: An ``.npz`` path, a mapping of input names to arrays, or a sequence of such
-            mappings, one per sample. In a path or a mapping an array has the input's shape (one
-            sample), a leading axis more (one sample per entry), or several times the input's
-            first axis (one sample per part; per row where that axis is open).
+        specs: The model's inputs, in order.
+        inputs: A path or a sequence of paths (see `input_files.read_sets`); a mapping of input
+            names to arrays or a sequence of them; a tuple of arrays or tensors, one per input, or
+            a sequence of tuples; for a model of one input also an array or a list of arrays.
+            An array has the input's shape (one sample), a leading axis more (one sample per
+            entry), or several times the input's first axis (one sample per part; per row where
+            that axis is open). Where that gives inputs different numbers of samples, all are taken
+            whole if they have the inputs' shapes.
+
+    Returns:
+        The samples, one after another, floats rounded to the types of the inputs.
 
     Raises:
-        UsageError: A name, type or shape is not the model's.
+        UsageError: A name, type, shape or file is not the model's, a value is NaN, or a value
+            does not fit its input's type.
     """
-    specs = input_specs(model)
-    if isinstance(inputs, str | os.PathLike):
-        inputs = _read_npz(Path(inputs))
-    if isinstance(inputs, Mapping):
-        return Samples(_split(specs, inputs))
-    if not isinstance(inputs, Iterable):
-        raise UsageError(f"a {type(inputs).__name__} is no set of inputs", todo=_TODO)
-    feeds = [_split(specs, mapping) for mapping in inputs if _is_mapping(mapping)]
+    for spec in specs:
+        if spec.kind != "tensor" or spec.dtype is None:
+            raise UsageError(
+                f"this input is a {spec.kind if spec.kind != 'tensor' else 'tensor of no type'}, "
+                "which can't be fed", node=spec.name, todo="check a model whose inputs are tensors",
+            )  # fmt: skip
+    feeds = tuple(chain.from_iterable(_split(specs, arrays) for arrays in _sets(specs, inputs)))
     if not feeds:
-        raise UsageError("there are no samples in the inputs", todo=_TODO)
-    return Samples(tuple(sample for some in feeds for sample in some))
+        raise UsageError("there are no samples in the inputs", todo=TODO)
+    _refuse_nan(feeds)
+    kinds = {spec.name: GIVEN for spec in specs}
+    count = len(feeds)
+    return Samples(feeds, None, kinds, (GIVEN,) * count, (False,) * count)
 
 
-_TODO = "pass an .npz file, a mapping of input names to arrays, or a sequence of mappings"
+# ---- forms ----
 
 
-def _is_mapping(value: Any) -> bool:
-    if not isinstance(value, Mapping):
-        raise UsageError(f"a sample is a {type(value).__name__}, not a mapping", todo=_TODO)
-    return True
+def _sets(specs: Sequence[TensorSpec], inputs: Any) -> Iterable[Mapping[str, Any]]:
+    """Arrays by input name, for each set of inputs that is given."""
+    if isinstance(inputs, str | os.PathLike | Mapping | tuple) or _is_array(inputs):
+        return _one(specs, inputs, "the inputs are")
+    if not isinstance(inputs, Iterable):
+        raise UsageError(f"a {type(inputs).__name__} is no set of inputs", todo=TODO)
+    return chain.from_iterable(_one(specs, given, "a sample is") for given in inputs)
 
 
-def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
-    try:
-        # Never pickled objects: the file may be anyone's.
-        with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
-    except Exception as error:
-        raise UsageError(f"can't be read as inputs: {error}", file=str(path), todo=_TODO) from error
+def _one(specs: Sequence[TensorSpec], given: Any, what: str) -> Iterable[Mapping[str, Any]]:
+    if isinstance(given, str | os.PathLike):
+        return read_sets(Path(given), specs)
+    if isinstance(given, Mapping):
+        return [given]
+    if isinstance(given, tuple) and given and all(isinstance(p, str | os.PathLike) for p in given):
+        return chain.from_iterable(read_sets(Path(path), specs) for path in given)
+    if _is_array(given):
+        given = (given,)
+    if not isinstance(given, tuple | list):
+        raise UsageError(f"{what} a {type(given).__name__}, not a mapping", todo=TODO)
+    if len(given) != len(specs):
+        raise UsageError(
+            f"{what} {len(given)} array(s) by order, and the model has {len(specs)} inputs",
+            todo=f"the model's inputs are {', '.join(spec.name for spec in specs)}",
+        )
+    return [{spec.name: array for spec, array in zip(specs, given, strict=True)}]
 
 
-def _split(specs: Sequence[InputSpec], arrays: Mapping[str, Any]) -> tuple[Feeds, ...]:
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray | np.generic) or _is_tensor(value)
+
+
+def _is_tensor(value: Any) -> bool:
+    """A torch tensor, known by its methods: who has one has loaded torch."""
+    return hasattr(value, "detach") and hasattr(value, "cpu")
+
+
+def _array(value: Any) -> NDArray[Any]:
+    if not _is_tensor(value):
+        return np.asarray(value)
+    value = value.detach().cpu()
+    name = str(value.dtype).removeprefix("torch.")
+    if hasattr(ml_dtypes, name):  # numpy itself has no such type
+        return np.asarray(value.float().numpy()).astype(getattr(ml_dtypes, name))
+    return np.asarray(value.resolve_conj().numpy() if value.is_complex() else value.numpy())
+
+
+# ---- from arrays to samples ----
+
+
+def _split(specs: Sequence[TensorSpec], given: Mapping[str, Any]) -> tuple[Feeds, ...]:
     names = {spec.name for spec in specs}
-    for name in sorted(names ^ set(arrays)):
+    for name in sorted(names ^ set(given), key=str):
         met = "is not given" if name in names else "is no input of the model"
         raise UsageError(
             f"input '{name}' {met}", todo=f"the model's inputs are {', '.join(sorted(names))}"
         )
-    parts = {spec.name: _parts(spec, np.asarray(arrays[spec.name])) for spec in specs}
+    arrays = {spec.name: _typed(spec, _array(given[spec.name])) for spec in specs}
+    parts = {spec.name: _parts(spec, arrays[spec.name]) for spec in specs}
     counts = {name: len(part) for name, part in parts.items()}
-    if len(set(counts.values())) > 1:
-        raise UsageError(f"the inputs have different numbers of samples: {counts}")
+    if len(set(counts.values())) > 1 or _tied(specs):
+        if all(_fits(spec.shape, arrays[spec.name].shape) for spec in specs):
+            return (arrays,)
+        if len(set(counts.values())) > 1:
+            raise UsageError(f"the inputs have different numbers of samples: {counts}")
     count = next(iter(counts.values()), 0)
     return tuple({name: part[i] for name, part in parts.items()} for i in range(count))
 
 
-def _parts(spec: InputSpec, array: NDArray[Any]) -> list[NDArray[Any]]:
-    """One array per sample, in the input's type."""
-    array = _typed(spec, array)
-    if array.ndim == len(spec.shape) + 1 and all(_fits(spec.shape, a.shape) for a in array):
-        return list(array)
-    if array.ndim and array.ndim == len(spec.shape) and _fits(spec.shape[1:], array.shape[1:]):
-        first = spec.shape[0]
-        step = first if isinstance(first, int) and first > 0 else 1
+def _tied(specs: Sequence[TensorSpec]) -> bool:
+    """Whether the symbol of some first axis stands elsewhere too, so that it is no batch."""
+    first = {spec.shape[0] for spec in specs if spec.shape}
+    rest = {size for spec in specs for size in (spec.shape or ())[1:]}
+    return any(isinstance(size, str) for size in first & rest)
+
+
+def _parts(spec: TensorSpec, array: NDArray[Any]) -> list[NDArray[Any]]:
+    """One array per sample."""
+    wanted = spec.shape
+    if wanted is None or (not wanted and not array.ndim):
+        return [array]
+    if array.ndim == len(wanted) + 1 and _fits(wanted, array.shape[1:]):
+        # By slices, for an entry of a vector would be no array.
+        return [array[i, ...] for i in range(len(array))]
+    if array.ndim and array.ndim == len(wanted) and _fits(wanted[1:], array.shape[1:]):
+        first = wanted[0]
+        step = 1 if is_open(first) or not isinstance(first, int) else first
         if array.shape[0] and array.shape[0] % step == 0:
             return [array[i : i + step] for i in range(0, array.shape[0], step)]
-    if array.ndim == 0 and not spec.shape:
-        return [array]
     raise UsageError(
         f"the array for input '{spec.name}' has shape {list(array.shape)}, "
-        f"not {[size if size else '?' for size in spec.shape]}"
+        f"not {[size if size else '?' for size in wanted]}"
     )
 
 
-def _typed(spec: InputSpec, array: NDArray[Any]) -> NDArray[Any]:
-    floats = array.dtype.kind in "fV" and spec.dtype.kind in "fV"
-    if floats or np.can_cast(array.dtype, spec.dtype, "same_kind"):
-        return array.astype(spec.dtype)
-    raise UsageError(f"the array for input '{spec.name}' is {array.dtype}, not {spec.dtype}")
-
-
-def _fits(wanted: Sequence[int | str | None], met: Sequence[int]) -> bool:
-    return len(wanted) == len(met) and all(
-        not isinstance(w, int) or w <= 0 or w == m for w, m in zip(wanted, met, strict=True)
+def _fits(wanted: Sequence[Size] | None, met: Sequence[int]) -> bool:
+    return wanted is None or (
+        len(wanted) == len(met)
+        and all(is_open(w) or w == m for w, m in zip(wanted, met, strict=True))
     )
+
+
+# ---- types and values ----
+
+
+def _typed(spec: TensorSpec, array: NDArray[Any]) -> NDArray[Any]:
+    """The array in the input's type; only floats may lose digits on the way."""
+    assert spec.dtype is not None
+    met, wanted = family(array.dtype), family(spec.dtype)
+    if met == wanted == "string":
+        return _strings(spec, array)
+    known = met in FAMILIES and wanted in FAMILIES
+    if not known or FAMILIES.index(met) > FAMILIES.index(wanted):
+        raise UsageError(f"the array for input '{spec.name}' is {array.dtype}, not {spec.dtype}")
+    with np.errstate(all="ignore"):
+        cast = array.astype(spec.dtype)
+    _refuse_overflow(spec, array, cast)
+    return cast
+
+
+def _strings(spec: TensorSpec, array: NDArray[Any]) -> NDArray[Any]:
+    words = [w.decode() if isinstance(w, bytes) else w for w in array.ravel().tolist()]
+    for word in words:
+        if not isinstance(word, str):
+            raise UsageError(
+                f"the array for input '{spec.name}' holds a {type(word).__name__}, not a string"
+            )
+    made = np.empty(array.shape, dtype=object)
+    made[...] = np.array(words, dtype=object).reshape(array.shape)
+    return made
+
+
+def _refuse_overflow(spec: TensorSpec, array: NDArray[Any], cast: NDArray[Any]) -> None:
+    if family(cast.dtype) == "integer":
+        low, high = integer_bounds(cast.dtype)
+        wide = array.astype(np.int64) if array.dtype.kind in "bV" else array
+        lost = (wide < low) | (wide > high)
+    elif family(cast.dtype) == "float":
+        wide = array.astype(np.float64)
+        lost = np.isfinite(wide) & ~np.isfinite(cast.astype(np.float64))
+    else:
+        return
+    if lost.any():
+        at = tuple(int(i) for i in np.argwhere(lost)[0])
+        raise UsageError(
+            f"the array for input '{spec.name}' holds {array[at]} at {list(at)}, "
+            f"which does not fit {spec.dtype}"
+        )
+
+
+def _refuse_nan(feeds: Sequence[Feeds]) -> None:
+    for sample, feed in enumerate(feeds):
+        for name, array in feed.items():
+            if family(array.dtype) not in ("float", "complex"):
+                continue
+            bad = np.isnan(array.astype(np.complex128 if array.dtype.kind == "c" else np.float64))
+            if bad.any():
+                at = [int(i) for i in np.argwhere(bad)[0]]
+                raise UsageError(
+                    f"input '{name}' is NaN at {at} of sample {sample}, and any two models agree "
+                    "on NaN", todo="give inputs without NaN",
+                )  # fmt: skip

@@ -18,6 +18,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun, RuntimeContextError
 
 from bnfold.errors import InconclusiveError
+from bnfold.verify.oracle_fused import FUSED
 from bnfold.verify.oracle_ops import LIFTED, OPS
 
 # Two runs of these say two things, and neither is the model's fault or the fold's.
@@ -70,6 +71,47 @@ class Oracle:
             outputs = self._evaluator.run(None, {k: lift(v) for k, v in feeds.items()})
         return dict(zip(self._evaluator.output_names, outputs, strict=True))
 
+    @property
+    def constants(self) -> Mapping[str, Any]:
+        """The initializers by name, lifted."""
+        constants: Mapping[str, Any] = self._evaluator.rt_inits_
+        return constants
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of the graph's outputs."""
+        return tuple(self._evaluator.output_names)
+
+    def walk(
+        self,
+        feeds: Mapping[str, NDArray[Any]],
+        values: dict[str, Any],
+        constants: Mapping[str, Any] | None = None,
+    ) -> Iterator[OpRun]:
+        """Computes node after node into ``values``, and yields each when its outputs are there.
+
+        Whoever looks on may put another value in the place of one; those that nobody reads any
+        more are removed before the next node.
+
+        Args:
+            feeds: As for `run`.
+            values: Filled with all tensors by name.
+            constants: Initializers to take in place of the model's.
+
+        Raises:
+            InconclusiveError: An operator could not be computed.
+        """
+        values |= {"": None, **self.constants, **(constants or {})}
+        values |= {name: lift(value) for name, value in feeds.items()}
+        steps = self._evaluator.walk(values)
+        while True:
+            with warnings.catch_warnings(), np.errstate(all="ignore"):
+                warnings.simplefilter("ignore")
+                node = next(steps, None)
+            if node is None:
+                return
+            yield node
+
 
 class LiftedEvaluator(ReferenceEvaluator):
     """The reference evaluator in float64, which lets go of a value after its last use."""
@@ -84,8 +126,13 @@ class LiftedEvaluator(ReferenceEvaluator):
         **options: Any,
     ) -> None:
         # A function's evaluator is made without new_ops: it needs ours all the same.
-        super().__init__(
-            proto, opsets, functions, verbose, list(new_ops) if new_ops else list(OPS), **options
+        super().__init__(  # fmt: skip
+            proto,
+            opsets,
+            functions,
+            verbose,
+            list(new_ops) if new_ops else [*OPS, *FUSED],
+            **options,
         )
 
     def _init(self) -> None:
@@ -117,14 +164,26 @@ class LiftedEvaluator(ReferenceEvaluator):
     ) -> list[Any]:
         """Runs the nodes in order, as the base class does, lifting what they produce."""
         values: dict[str, Any] = {"": None, **self.rt_inits_, **feed_inputs}
+        for _ in self.walk(values, attributes):
+            pass
+        wanted = self.output_names_ if output_names is None else output_names
+        return [values[name] for name in wanted]
+
+    def walk(
+        self, values: dict[str, Any], attributes: dict[str, Any] | None = None
+    ) -> Iterator[Any]:
+        """Runs node after node on ``values``, and yields each when its outputs are there.
+
+        Whoever looks on may put another value in the place of one; those that nobody reads any
+        more are removed before the next node.
+        """
         for node, spent in zip(self.rt_nodes_, self._spent, strict=True):
             for name, value in zip(node.output, _compute(node, values, attributes), strict=False):
                 if name:  # "" is an optional output that nobody asked for
                     values[name] = lift(value)
+            yield node
             for name in spent:
                 values.pop(name, None)
-        wanted = self.output_names_ if output_names is None else output_names
-        return [values[name] for name in wanted]
 
 
 def _compute(node: Any, values: dict[str, Any], attributes: dict[str, Any] | None) -> Any:

@@ -1,0 +1,26 @@
+"""What a check would have caught, in words."""
+
+from __future__ import annotations
+
+import math
+
+from bnfold.verify.judge import Verdict
+from bnfold.verify.result import CheckResult
+
+
+def what_was_caught(result: CheckResult) -> str:
+    """The smallest error that each tier would have flagged, in one sentence.
+
+    For tier B an error of the scale of any one fold; for tier C one of the whole output.
+    """
+    said = []
+    for tier in result.tiers:
+        if tier.verdict is not Verdict.PASS:
+            continue
+        if tier.tier == "A":
+            said.append("one bit of a folded weight (tier A)")
+        if tier.caught is not None and math.isfinite(tier.caught):
+            what = {"B": "of the scale of any one fold", "C": "of the output"}[tier.tier]
+            where = f" on {tier.provider}" if tier.provider else ""
+            said.append(f"an error of {tier.caught:.2g} {what} (tier {tier.tier}{where})")
+    return ", ".join(said)

@@ -1,0 +1,24 @@
+"""What a check was made with, by name and version."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+
+from bnfold.verify.machine import cpu_name
+
+_PACKAGES = ("bnfold", "onnx", "onnxruntime", "onnxruntime-gpu", "numpy", "torch")
+
+
+def environment() -> dict[str, str]:
+    """Versions of what computes, and the machine."""
+    found = {name: version for name in _PACKAGES if (version := _version(name))}
+    machine = {"python": platform.python_version(), "platform": platform.platform()}
+    return found | machine | {"cpu": cpu_name()}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""

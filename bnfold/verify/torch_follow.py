@@ -1,0 +1,323 @@
+"""The candidate's run: what agrees with the reference is put right, what does not is followed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from bnfold.verify.bounds import F64, LINEAR, Operation, channel_axis, norms, rounding_norms
+from bnfold.verify.judge import Verdict
+from bnfold.verify.result import SiteResult
+from bnfold.verify.torch_lift import widened
+from bnfold.verify.torch_operations import operation
+from bnfold.verify.torch_tape import Arguments, Step, Tape, Value, Walk, first_float, written
+
+# What float64 itself leaves of a value, relative: far below what is asked of float32.
+SLACK = 2.0**-40
+# So many times what the twins differ by; they are off by more than a fold, but there are only two.
+LIMIT, DRAWS, ROUNDINGS = 8.0, 2, 2.0
+# How many values of the reference are held against one of the candidate's.
+CHOICES = 3
+# A channel this much smaller than the largest does nothing that could be seen.
+ALIVE = 2.0**-10
+
+
+@dataclass(frozen=True, slots=True)
+class Rounding:
+    """How the candidate's constants were rounded.
+
+    Attributes:
+        unit: Half an ulp, relative, of a constant by name; of one that is computed for ``""``.
+        changed: Whether a constant of that name differs from the reference's.
+        steps: How many roundings a folded constant has behind it.
+    """
+
+    unit: Callable[[str], float]
+    changed: Callable[[str], bool]
+    steps: float
+
+    @property
+    def once(self) -> bool:
+        """Whether constants were computed in float64 and rounded at the end."""
+        return self.steps <= 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Doubt:
+    """What is known of a tensor that agrees with none of the reference's.
+
+    Attributes:
+        origins: The sites where the disagreement began.
+        twins: The same tensor, computed with other roundings.
+    """
+
+    origins: tuple[str, ...]
+    twins: tuple[Tensor, ...] = ()
+
+
+class Follower(Walk):  # type: ignore[no-untyped-call]
+    """The candidate's run.
+
+    Args:
+        module: As for `Walk`.
+        inputs: Likewise.
+        tape: The reference's run; None to put nothing right.
+        rounding: How the constants were rounded.
+
+    Attributes:
+        sites: Those that agree, by name, the worst of each.
+        lost: Those where a disagreement began.
+    """
+
+    def __init__(
+        self, module: nn.Module, inputs: Iterable[Any], tape: Tape | None, rounding: Rounding
+    ) -> None:
+        super().__init__(module, inputs)
+        self._tape, self._rounding = tape, rounding
+        self._doubts: Any = WeakTensorKeyDictionary()
+        self._made_by: Any = WeakTensorKeyDictionary()
+        self._again: list[Any] = []
+        self._generator = torch.Generator().manual_seed(0)
+        self.sites: dict[str, SiteResult] = {}
+        self.lost: dict[str, SiteResult] = {}
+
+    def doubt(self, value: Tensor) -> Doubt | None:
+        """What is known of a tensor that agrees with none; None where it does."""
+        found: Doubt | None = self._doubts.get(value)
+        return found
+
+    def site_of(self, value: Tensor) -> str:
+        """The last operator with constants on the way to a tensor."""
+        return str(self._made_by.get(value, ""))
+
+    # ---- every operator ----
+
+    def before(self, step: Step, call: Arguments) -> None:
+        """Computes the twins, while the operator has not yet written to anything."""
+        known = [self._doubts.get(v) for v in _tensors(call)]
+        follows = any(doubt is not None and doubt.twins for doubt in known)
+        self._again = self._computed_again(step, call) if follows else []
+
+    def took(self, step: Step, call: Arguments, result: Any) -> None:
+        """Holds the result against the reference's values."""
+        if not step.varies:
+            return
+        site = self._site(step, call)
+        for value in _tensors(result):
+            self._made_by[value] = site
+        origins = self._origins(step, call)
+        made = first_float(result)
+        if self._changes(step) and not self._again and self._tape is None:
+            self._again = self._computed_again(step, call)
+        agreed = False
+        if made is not None and step.computes and self._tape is not None:
+            agreed = self._agrees(step, made)
+            if not agreed and not origins:
+                origins = (site,)
+            if not agreed and self._changes(step) and not self._again:
+                self._again = self._computed_again(step, call)
+        self._note(result, made if agreed else None, origins)
+
+    def _site(self, step: Step, call: Arguments) -> str:
+        if step.constants:
+            return step.name
+        known = [self._made_by[v] for v in _tensors(call) if v in self._made_by]
+        return known[-1] if known else step.name
+
+    def _origins(self, step: Step, call: Arguments) -> tuple[str, ...]:
+        doubts = [self._doubts.get(v) for v in _tensors(call)]
+        names = [name for doubt in doubts if doubt is not None for name in doubt.origins]
+        if names and self._changes(step):
+            names.append(step.name)
+        return tuple(dict.fromkeys(names))
+
+    def _note(self, result: Any, right: Tensor | None, origins: tuple[str, ...]) -> None:
+        """Remembers which results are in doubt, and with what twins."""
+        twins = list(zip(*(_tensors(twin) for twin in self._again), strict=True))
+        for i, value in enumerate(_tensors(result)):
+            if value is right or not (origins or twins):
+                self._doubts.pop(value, None)
+            else:
+                self._doubts[value] = Doubt(origins, twins[i] if twins else ())
+        self._again = []
+
+    # ---- twins ----
+
+    def _changes(self, step: Step) -> bool:
+        return any(self._changed(value) for value in step.constants.values())
+
+    def _changed(self, value: Tensor) -> bool:
+        return self._rounding.changed(self.holder(value))
+
+    def _computed_again(self, step: Step, call: Arguments) -> list[Any]:
+        """What an operator makes of other roundings of its constants, and of twins."""
+        results = []
+        targets = {id(v) for v in written(step.func, step.given)} if step.varies else set()
+        for draw in range(DRAWS):
+            known: dict[int, Tensor] = {}
+
+            def twin(value: Any, draw: int = draw, known: dict[int, Tensor] = known) -> Any:
+                if not isinstance(value, Tensor):
+                    return value
+                if id(value) not in known:
+                    known[id(value)] = self._twin(value, draw, id(value) in targets)
+                return known[id(value)]
+
+            twin_args, twin_kwargs = tree_map(twin, call)
+            results.append(widened(step.func(*twin_args, **twin_kwargs)))
+        return results
+
+    def _twin(self, value: Tensor, draw: int, is_written: bool) -> Tensor:
+        doubt = self.doubt(value)
+        if doubt is not None and doubt.twins:
+            return doubt.twins[draw]
+        if value.is_floating_point() and not self.varies(value) and self._changed(value):
+            return self._shaken(value)
+        return value.clone() if is_written else value
+
+    def _shaken(self, value: Tensor) -> Tensor:
+        size = ROUNDINGS * self._rounding.steps * self._rounding.unit(self.holder(value))
+        drawn = torch.rand(value.shape, generator=self._generator, dtype=value.dtype)
+        return value * (1 + size * (2 * drawn - 1))
+
+    # ---- comparison ----
+
+    def _agrees(self, step: Step, made: Tensor) -> bool:
+        """Whether a value is one of the reference's; it then becomes that."""
+        assert self._tape is not None
+        compare = self._drift(made) if self._again else self._rounded(step, made)
+        best: SiteResult | None = None
+        for value in self._tape.nearest(made, CHOICES):
+            found = compare(value, step)
+            if found.ratio <= 1:
+                made.copy_(value.value)
+                if self._changes(step) or self._again:
+                    self._worst(self.sites, found)
+                return True
+            best = best or found
+        lost = best or SiteResult(
+            step.name, step.op, step.name, "", Verdict.PASS, math.inf, 0.0, math.inf
+        )
+        self._worst(self.lost, lost)
+        return False
+
+    def _worst(self, found: dict[str, SiteResult], result: SiteResult) -> None:
+        known = found.get(result.site)
+        if known is None or known.ratio < result.ratio:
+            found[result.site] = result
+
+    def _rounded(self, step: Step, made: Tensor) -> Callable[[Value, Step], SiteResult]:
+        """Against what rounding the operator's own constants explains, for each channel."""
+        what = operation(step.op, step.given, lambda value: not self.varies(value))
+        y = _plain(made.numpy())
+        axis = channel_axis(what.op_type, y.ndim)
+        size = norms(y, axis)
+        own = np.zeros(1)
+        unit = self._unit(step)
+        if unit:
+            own = rounding_norms(what, y, axis)
+        slack = SLACK * (size + own + float(np.linalg.norm(y)) / math.sqrt(size.size))
+        count = math.sqrt(y.size / size.size)
+
+        def compare(value: Value, step: Step) -> SiteResult:
+            bound = self._rounding.steps * unit * own + slack
+            if not self._rounding.once:
+                bound = bound + self._rounding.steps * unit * _fitting(value.offsets, size) * count
+            apart = norms(_difference(y, value.value.numpy()), axis)
+            ratios = _ratios(apart, bound)
+            channel = int(ratios.argmax())
+            total = float(np.linalg.norm(size)) or 1.0
+            bounds = np.broadcast_to(bound, size.shape)
+            return SiteResult(
+                step.name, step.op, step.name, value.name, Verdict.PASS,
+                float(np.linalg.norm(apart)) / total, float(np.linalg.norm(bounds)) / total,
+                float(ratios[channel]), channel if size.size > 1 else None,
+                _caught(what, y, axis, bounds + apart) if unit else None,
+            )  # fmt: skip
+
+        return compare
+
+    def _unit(self, step: Step) -> float:
+        """Of the coarsest constant that changed; 0 where none did."""
+        held = [self.holder(v) for v in step.constants.values() if self._changed(v)]
+        return max(map(self._rounding.unit, held), default=0.0)
+
+    def _drift(self, made: Tensor) -> Callable[[Value, Step], SiteResult]:
+        """Against what the twins differ by."""
+        floor = drift_of(made, [_tensors(twin)[0] for twin in self._again])
+        y = _plain(made.numpy())
+        total = float(np.linalg.norm(y)) or 1.0
+
+        def compare(value: Value, step: Step) -> SiteResult:
+            apart = float(np.linalg.norm(_difference(y, value.value.numpy())))
+            return SiteResult(
+                step.name, step.op, step.name, value.name, Verdict.PASS, apart / total,
+                floor / total, float(_ratios(np.array(apart), np.array(floor))),
+            )  # fmt: skip
+
+        return compare
+
+
+def drift_of(value: Tensor, twins: Sequence[Tensor]) -> float:
+    """The norm of what rounding explains of a value, by what its twins differ from it."""
+    y = _plain(value.numpy())
+    far = [float(np.linalg.norm(_difference(y, _plain(twin.numpy())))) for twin in twins]
+    # A few numbers may happen to be near in both twins.
+    limit = LIMIT * (1 + LIMIT / max(value.numel(), 1))
+    return limit * max(far, default=0.0) + SLACK * float(np.linalg.norm(y))
+
+
+def distance(one: Tensor, other: Tensor) -> float:
+    """The norm of the difference of two tensors; infinite where one of them only is not finite."""
+    return float(np.linalg.norm(_difference(_plain(one.numpy()), other.numpy())))
+
+
+def _difference(one: F64, other: F64) -> F64:
+    with np.errstate(all="ignore"):
+        apart = one - _plain(other)
+    return np.where(np.isnan(one) & np.isnan(other), 0.0, np.where(np.isnan(apart), np.inf, apart))
+
+
+def _plain(values: Any) -> F64:
+    """Without infinities and what is put in their place: nothing is measured by those."""
+    wide: F64 = np.where(np.abs(values) > 1e150, np.copysign(1e150, values), values)
+    return np.where(np.abs(wide) >= 1e150, 0.0, wide)
+
+
+def _ratios(apart: F64, bound: F64) -> F64:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found: F64 = np.where(apart > 0, apart / bound, 0.0)
+    return found
+
+
+def _fitting(offsets: F64, size: F64) -> F64:
+    """Offsets for each channel, or their largest where they are of other channels."""
+    return offsets if offsets.size in (1, size.size) else np.full(1, offsets.max())
+
+
+def _caught(what: Operation, y: F64, axis: int | None, needed: F64) -> float | None:
+    """The smallest power of two that, as an error of a channel's scale, is more than ``needed``."""
+    if what.op_type not in LINEAR:
+        return None
+    bias = what.inputs[2] if len(what.inputs) > 2 else None
+    scaled = (
+        y if bias is None else y - bias.reshape((-1,) + (1,) * (y.ndim - 2) if axis == 1 else -1)
+    )
+    sizes = norms(scaled, axis)
+    alive = sizes > ALIVE * sizes.max()
+    if not alive.any():
+        return None
+    worst = float((needed[alive] / sizes[alive]).max())
+    return 2.0 ** math.ceil(math.log2(worst)) if worst > 0 else 0.0
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [value for value in tree_leaves(tree) if isinstance(value, Tensor)]

@@ -1,0 +1,298 @@
+"""Fold models and check them on a GPU: float32 with TF32 off and on, float16, bfloat16, TensorRT.
+
+    python -m tools.gpu_check [--provider NAME] [--nets NAME,...] [--out FILE.md] [FOLDER|MODEL ...]
+
+Checks the nets of models/ (all of them unless ``--nets`` names some) and the ONNX files given, each
+as ONNX on ONNX Runtime and the nets as torch modules too. Prints a Markdown table with the date,
+the device and the versions, then why what did not pass did not. Exits as bnfold does: with 0 where
+all pass, 4 where neither runtime has the device; then it says what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, numpy_helper
+
+import bnfold
+from bnfold.errors import BnfoldError, ProviderError
+from bnfold.verify.check import check
+from bnfold.verify.doctor import Diagnosis, diagnose
+from bnfold.verify.providers import CPU, CUDA, PROVIDERS, full_name
+from bnfold.verify.result import CheckResult
+from models.export import export_onnx
+from models.registry import NETS, build
+
+DIGITS = Path(__file__).parent.parent / "models" / "digits_resnet.onnx"
+COLUMNS = ("model", "ran as", "verdict", "e_fold", "e_unfold", "jitter", "product", "nodes there",
+           "elsewhere", "caught")  # fmt: skip
+INTERNAL = 70  # as the command line has it for a bug
+Case = Callable[[], CheckResult]
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """One way to run a model.
+
+    Attributes:
+        name: What the table calls it.
+        provider: The execution provider's full name; of torch the one that stands for its device.
+        dtype: What the model is converted to first.
+        tf32: Whether products may be rounded to TF32.
+    """
+
+    name: str
+    provider: str
+    dtype: str = "float32"
+    tf32: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One model in one mode.
+
+    Attributes:
+        model: Its name.
+        mode: What the mode is called.
+        result: What the check found; None where there was no check.
+        error: Why not.
+        exit_code: Of the check, or of the error in its place.
+    """
+
+    model: str
+    mode: str
+    result: CheckResult | None
+    error: str = ""
+    exit_code: int = 0
+
+    @property
+    def note(self) -> str:
+        """Why it is no pass; empty where it is one."""
+        said = self.result.message if self.result else self.error
+        return f"{self.model}, {self.mode}: {said}" if self.exit_code else ""
+
+    def cells(self) -> tuple[str, ...]:
+        """As `COLUMNS` has it."""
+        if self.result is None:
+            return (self.model, self.mode, "not run", *["-"] * (len(COLUMNS) - 3))
+        tier = next((t for t in self.result.tiers if t.tier == "C"), None)
+        worst = max((o.figures for o in tier.outputs if o.figures), key=lambda f: f.e_fold,
+                    default=None) if tier else None  # fmt: skip
+        run = self.result.runs[-1] if self.result.runs else None
+        figures = (worst.e_fold, worst.e_unfold, worst.jitter) if worst else (None,) * 3
+        return (
+            self.model, self.mode, self.result.verdict.value, *map(_number, figures),
+            _number(run.tf32_error if run else None),
+            str(run.ran.get(run.provider, 0)) if run else "-",
+            str(len(run.elsewhere)) if run else "-",
+            _number(tier.caught if tier else None),
+        )  # fmt: skip
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None or not np.isfinite(value) else f"{value:.1e}"
+
+
+# ---- what is run ----
+
+
+def modes_of_onnx(provider: str, available: Sequence[str]) -> list[Mode]:
+    """The ways to run an ONNX model on the provider, and on TensorRT beside CUDA."""
+    modes = [Mode("fp32", provider), Mode("fp16", provider, "float16")]
+    if provider == CUDA:
+        modes.insert(1, Mode("fp32, TF32 allowed", provider, tf32=True))
+        if PROVIDERS["tensorrt"] in available:
+            modes.append(Mode("TensorRT, TF32 allowed", PROVIDERS["tensorrt"], tf32=True))
+    return modes
+
+
+def modes_of_torch(provider: str) -> list[Mode]:
+    """The ways to run a module on the device of the provider."""
+    modes = [Mode(f"torch {name}", provider, dtype) for name, dtype in
+             (("fp32", "float32"), ("fp16", "float16"), ("bf16", "bfloat16"))]  # fmt: skip
+    if provider == CUDA:
+        modes.insert(1, Mode("torch fp32, TF32 allowed", provider, tf32=True))
+    return modes
+
+
+def check_onnx(path: Path, mode: Mode, samples: int) -> CheckResult:
+    """Fold the model at ``path``, converted first, and check it."""
+    unfolded = onnx.load(path)
+    if mode.dtype == "float16":
+        unfolded = to_half(unfolded)
+    folded = bnfold.fold(unfolded).model
+    return check(unfolded, folded, providers=(mode.provider,), samples=samples,
+                 allow_tf32=mode.tf32)  # fmt: skip
+
+
+def check_net(name: str, mode: Mode, samples: int) -> CheckResult:
+    """Fold the net of models/ as a module, and check it on the device."""
+    module, example = build(name)
+    dtype = getattr(torch, mode.dtype)
+    module, example = module.to(dtype), example.to(dtype)
+    folded = bnfold.fold(module, example).model
+    return check(module, folded, providers=(mode.provider,), samples=samples,
+                 allow_tf32=mode.tf32, example_inputs=(example,))  # fmt: skip
+
+
+def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with float16 in place of every float32, stored and passed on."""
+    half = onnx.ModelProto()
+    half.CopyFrom(model)
+    for tensor in half.graph.initializer:
+        _narrow(tensor)
+    for node in half.graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                _narrow(attribute.t)
+            if node.op_type == "Cast" and attribute.name == "to":
+                attribute.i = _half_type(attribute.i)
+    for value in (*half.graph.input, *half.graph.output, *half.graph.value_info):
+        kind = value.type.tensor_type
+        kind.elem_type = _half_type(kind.elem_type)
+    return half
+
+
+def _half_type(elem_type: int) -> int:
+    return TensorProto.FLOAT16 if elem_type == TensorProto.FLOAT else elem_type
+
+
+def _narrow(tensor: TensorProto) -> None:
+    if tensor.data_type == TensorProto.FLOAT:
+        array = numpy_helper.to_array(tensor).astype(np.float16)
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+
+
+def cases(
+    options: argparse.Namespace, found: Diagnosis, folder: Path
+) -> Iterator[tuple[str, Mode, Case]]:
+    """Every model in every mode that a runtime here has the device for."""
+    provider = full_name(options.provider)
+    nets = [name for name in options.nets.split(",") if name]
+    if has_onnx(found, provider):
+        files = [*(export_onnx(name, folder / f"{name}.onnx") for name in nets), DIGITS]
+        modes = modes_of_onnx(provider, [t.provider for t in found.providers if t.state == "works"])
+        for path in [*files, *given(options.models)]:
+            for mode in modes:
+                yield path.stem, mode, partial(check_onnx, path, mode, options.samples)
+    if has_torch(found, provider):
+        for name in nets:
+            for mode in modes_of_torch(provider):
+                yield name, mode, partial(check_net, name, mode, options.samples)
+
+
+def given(paths: Sequence[Path]) -> list[Path]:
+    """The ONNX files that are named, or lie in a folder that is."""
+    return [m for p in paths for m in (sorted(p.glob("*.onnx")) if p.is_dir() else [p])]
+
+
+def run(model: str, mode: Mode, case: Case) -> Row:
+    """One line of the table, whatever happens."""
+    try:
+        result = case()
+    except BnfoldError as error:
+        return Row(model, mode.name, None, str(error), error.exit_code)
+    except Exception as error:  # the time on such a machine is dear, and the others go on
+        return Row(model, mode.name, None, f"{type(error).__name__}: {error}"[:300], INTERNAL)
+    return Row(model, mode.name, result, exit_code=result.exit_code)
+
+
+# ---- where it is run ----
+
+
+def has_onnx(found: Diagnosis, provider: str) -> bool:
+    """Whether ONNX Runtime runs on the provider."""
+    return any(t.provider == provider and t.state == "works" for t in found.providers)
+
+
+def has_torch(found: Diagnosis, provider: str) -> bool:
+    """Whether torch has the provider's device."""
+    if found.torch is None or found.torch.error:
+        return False
+    return provider == CPU or (provider == CUDA and bool(found.torch.devices))
+
+
+def missing(found: Diagnosis, provider: str) -> list[str]:
+    """What stands in the way of either runtime, in words; empty where nothing does."""
+    lines = []
+    if not has_onnx(found, provider):
+        tried = next((t for t in found.providers if t.provider == provider), None)
+        why = "; ".join(part for part in (tried.said, tried.todo) if part) if tried else "no"
+        lines.append(f"ONNX Runtime has no {provider}: {why}")
+    if not has_torch(found, provider):
+        built = found.torch.version if found.torch and not found.torch.error else "not installed"
+        lines.append(f"torch ({built}) has no device for {provider}")
+    return lines
+
+
+def heading(found: Diagnosis, provider: str) -> str:
+    """The date, the device and the versions, in one line."""
+    device = found.devices[0] if provider != CPU and found.devices else None
+    where = f"{device.name}, driver {device.driver}" if device else found.cpu
+    built = f"torch {found.torch.version} (CUDA {found.torch.cuda or '-'})" if found.torch else ""
+    parts = (f"{datetime.now(UTC):%Y-%m-%d}", where, found.runtime, built,
+             f"Python {platform.python_version()}", f"bnfold {bnfold.__version__}")  # fmt: skip
+    return ", ".join(part for part in parts if part)
+
+
+def line(cells: Sequence[str]) -> str:
+    """A row of a Markdown table."""
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table, and write it where asked."""
+    options = _parsed(argv)
+    found, provider = diagnose(), full_name(options.provider)
+    lacking = missing(found, provider)
+    for met in lacking:
+        print(met, file=sys.stderr)
+    if not (has_onnx(found, provider) or has_torch(found, provider)):
+        return ProviderError.exit_code
+    text = [heading(found, provider), *(f"Not run: {met}" for met in lacking), ""]
+    text += [line(COLUMNS), line(["---"] * len(COLUMNS))]
+    print("\n".join(text), flush=True)
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="bnfold-gpu-check-") as folder:
+        for model, mode, case in cases(options, found, Path(folder)):
+            rows.append(run(model, mode, case))
+            text.append(line(rows[-1].cells()))
+            print(text[-1], flush=True)
+    notes = ["", *(f"- {' '.join(row.note.split())}" for row in rows if row.note)]
+    print("\n".join(notes))
+    if options.out:
+        options.out.write_text("\n".join([*text, *notes]) + "\n")
+    return next((row.exit_code for row in sorted(rows, key=_grave) if row.exit_code), 0)
+
+
+def _grave(row: Row) -> int:
+    """A bug first, then what is wrong, what can't be told, and what could not be run."""
+    return {INTERNAL: 0, 1: 1, 3: 2}.get(row.exit_code, 3)
+
+
+def _parsed(argv: Sequence[str] | None) -> Any:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("models", nargs="*", type=Path)
+    parser.add_argument("--provider", default="cuda")
+    parser.add_argument("--nets", default=",".join(NETS))
+    parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--out", type=Path)
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
