@@ -194,11 +194,11 @@ def doctor(as_json: bool) -> None:
     """Say which runtimes, providers, devices and libraries are there, and what to install."""
     import json
 
-    from bnfold.report.doctor_text import render_doctor, to_dict
+    from bnfold.report.doctor_text import render_doctor
     from bnfold.verify.doctor import diagnose
 
     found, screen = diagnose(), Screen.beside(None)
-    text = json.dumps(to_dict(found), indent=2) if as_json else render_doctor(
+    text = json.dumps(found.to_dict(), indent=2) if as_json else render_doctor(
         found, color=screen.color, width=screen.width
     )  # fmt: skip
     screen.show(text)

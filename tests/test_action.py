@@ -68,6 +68,7 @@ def test_what_a_user_gives_arrives_as_it_is_and_is_never_run(tmp_path: Path, stu
         "-P", "-m", "bnfold.cli", "check", "--samples=3", "--seed=7", "--provider=cpu",
         "--provider=cuda", "--provider=*", f"--inputs=one {HOSTILE}", "--inputs=two.npz",
         "--allow-tf32", "--tiers=A,B", f"--rtol={HOSTILE}", "--atol=1e-6",
+        f"--reproducer=r {HOSTILE}/reproducer",
         *(f"--report=r {HOSTILE}/{name}" for name in ("report.json", "junit.xml", "bnfold.sarif")),
         *(f"--report=r {HOSTILE}/{name}" for name in ("report.md", "report.html")),
         "--", HOSTILE, f"-{HOSTILE}",
@@ -181,7 +182,9 @@ def test_a_pair_is_judged_and_every_report_is_there(tmp_path: Path, name: str) -
     ran = run_action(tmp_path, inputs)
     assert (ran.code, ran.outputs["verdict"]) == (code, verdict), ran.log
     reports = tmp_path / ran.outputs["report"]
-    assert {path.name for path in reports.iterdir()} == REPORTS
+    assert {path.name for path in reports.iterdir()} == REPORTS | (
+        {"reproducer"} if code else set()
+    )
     assert json.loads((reports / "report.json").read_text())["check"]["verdict"] == verdict
     assert verdict in ran.summary.lower()
     assert ("::error" in ran.log) == bool(code)

@@ -98,11 +98,11 @@ COMMAND = [sys.executable, "-m", "bnfold.cli"]
 
 
 def test_where_stdout_carries_json_the_annotations_go_to_stderr(tmp_path: Path) -> None:
-    wrong = SABOTAGES["one channel scaled by 1.001"](fold(statistics()))
+    wrong = SABOTAGES["a bias off by a thousandth"](fold(statistics()))
     onnx.save(net(UNFOLDED, statistics()), tmp_path / "a.onnx")
     onnx.save(net(FOLDED, wrong), tmp_path / "b.onnx")
     env = os.environ | github(tmp_path) | {"PYTHONPATH": str(ROOT)}
-    call = [*COMMAND, "check", "a.onnx", "b.onnx"]
+    call = [*COMMAND, "check", "a.onnx", "b.onnx", "--tiers=C", "--samples=3"]
 
     def run(*more: str) -> tuple[str, str]:
         done = subprocess.run([*call, *more], cwd=tmp_path, env=env, capture_output=True, text=True)

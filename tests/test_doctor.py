@@ -16,7 +16,8 @@ import pytest
 from bnfold.errors import ProviderError
 from bnfold.report.doctor_text import render_doctor
 from bnfold.verify import cuda_libraries, doctor, machine, runner
-from bnfold.verify.doctor import Diagnosis, Problem, Tried, diagnose
+from bnfold.verify.diagnosis import Diagnosis, Problem, Tried
+from bnfold.verify.doctor import diagnose
 from bnfold.verify.machine import Gpu, TorchFound
 from bnfold.verify.providers import CPU, CUDA, PROVIDERS, TENSORRT
 

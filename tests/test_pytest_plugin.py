@@ -123,7 +123,7 @@ def test_the_provider_is_the_sessions_unless_a_test_names_one(
             def check(reference, candidate, **options):
                 calls.append((reference, candidate, options))
                 return PASSED
-            monkeypatch.setattr(bnfold, "check", check, raising=False)
+            monkeypatch.setitem(vars(bnfold), "check", check)
             assert bnfold_check("a", "b") is PASSED
             bnfold_check("a", "b", providers=("coreml",), rtol=1e-3)
             assert calls == [

@@ -12,13 +12,15 @@ import onnxruntime
 import pytest
 
 from bnfold.errors import InconclusiveError, ProviderError
-from bnfold.verify.doctor import Diagnosis, Tried, diagnose
+from bnfold.verify.diagnosis import Diagnosis, Tried
+from bnfold.verify.doctor import diagnose
 from bnfold.verify.judge import Figures, Verdict
 from bnfold.verify.machine import Gpu, TorchFound
 from bnfold.verify.providers import CPU, CUDA, TENSORRT
 from bnfold.verify.result import CheckResult, OutputResult, ProviderRun, TierResult
 from tests.verify_nets import UNFOLDED, net, statistics
 from tools import gpu_check
+from tools.half import to_half
 
 FOUND = diagnose()
 WITH_GPU = replace(
@@ -131,7 +133,7 @@ def test_what_does_not_pass_is_noted_and_the_others_are_run(
 
 def test_float16_is_float16_throughout() -> None:
     model = net(UNFOLDED, statistics())
-    half = gpu_check.to_half(model)
+    half = to_half(model)
     onnx.checker.check_model(half, full_check=True)
     kinds = {t.data_type for t in half.graph.initializer}
     assert kinds == {onnx.TensorProto.FLOAT16}
@@ -152,7 +154,7 @@ def test_integers_stay_integers() -> None:
         "<int64[1] one = {1}> { c = Cast <to = 1> (x) t = Shape(c) k = Constant <value = int64[2] "
         "{1, 1}> () s = Mul(t, k) }"
     )
-    half = gpu_check.to_half(model)
+    half = to_half(model)
     onnx.checker.check_model(half, full_check=True)
     assert half.graph.node[0].attribute[0].i == onnx.TensorProto.FLOAT16
     assert half.graph.initializer[0].data_type == onnx.TensorProto.INT64

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib import metadata
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -124,7 +125,7 @@ def test_two_flavours_at_once_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     installed(monkeypatch, "onnxruntime", "onnxruntime-gpu")
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CPU])
     with pytest.raises(
-        ProviderError, match="onnxruntime and onnxruntime-gpu are both installed and share one"
+        ProviderError, match="onnxruntime and onnxruntime-gpu are installed at once and share one"
     ):
         require_available(onnxruntime, CUDA)
 
@@ -146,6 +147,15 @@ def test_a_runtime_that_cannot_be_loaded_says_so(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
     with pytest.raises(ProviderError, match="can't be loaded: libcudart"):
         import_onnxruntime()
+
+
+@pytest.mark.parametrize(
+    ("flavour", "name"),
+    [("onnxruntime-gpu", "onnxruntime-gpu 1.31.1"), ("", "onnxruntime 1.31.1")],
+)
+def test_the_runtime_is_named_with_its_flavour(flavour: str, name: str) -> None:
+    runtime = SimpleNamespace(package_name=flavour, __version__="1.31.1")
+    assert providers.runtime_name(runtime) == name
 
 
 # ---- TF32 ----

@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -83,10 +85,11 @@ def test_a_model_that_the_runtime_refuses_is_a_bad_model(capfd: pytest.CaptureFi
     assert capfd.readouterr().err == ""
 
 
-def test_a_run_that_breaks_is_inconclusive() -> None:
+def test_a_run_that_breaks_is_inconclusive(capfd: pytest.CaptureFixture[str]) -> None:
     model = parsed("g (float[2] x) => (float[N] y) <int64[1] s = {3}> { y = Reshape(x, s) }")
     with pytest.raises(InconclusiveError, match="can't run the model on CPUExecutionProvider"):
         OrtRunner(model).run({"x": np.ones(2, np.float32)})
+    assert capfd.readouterr().err == ""
 
 
 def test_the_certificate_of_the_cpu_counts_the_nodes_promised_and_run() -> None:
@@ -297,6 +300,20 @@ def test_a_provider_on_which_nothing_was_run_has_no_certificate(device: type[Dev
         OrtRunner(MODEL, "cuda").certificate()
 
 
+def test_why_a_provider_did_not_start_may_come_as_an_exception(
+    device: type[Device], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise RuntimeError(
+            "/src/bridge.cc:1988 Get() FAIL : Failed to load library /x/lib_p.so with error: "
+            "libmigraphx_c.so.3: cannot open shared object file"
+        )
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
+    with pytest.raises(ProviderError, match=r"start: libmigraphx_c.so.3: cannot .*AMD's ROCm"):
+        OrtRunner(MODEL, "openvino")
+
+
 def test_a_provider_that_refuses_the_model_is_an_error(
     device: type[Device], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -330,6 +347,20 @@ def test_stderr_is_given_back_after_an_error(capfd: pytest.CaptureFixture[str]) 
         raise ValueError("broken")
     os.write(2, b"after\n")
     assert (kept[0].text, capfd.readouterr().err) == ("native\n", "after\n")
+
+
+def test_two_threads_give_stderr_back(capfd: pytest.CaptureFixture[str]) -> None:
+    def listen(pause: float) -> None:
+        with heard():
+            time.sleep(pause)
+
+    threads = [threading.Thread(target=listen, args=(pause,)) for pause in (0.05, 0.1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    os.write(2, b"after\n")
+    assert capfd.readouterr().err == "after\n"
 
 
 def test_a_process_without_stderr_can_check_too() -> None:

@@ -24,16 +24,17 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from onnx import TensorProto, numpy_helper
 
 import bnfold
 from bnfold.errors import BnfoldError, ProviderError
 from bnfold.verify.check import check
-from bnfold.verify.doctor import Diagnosis, diagnose
+from bnfold.verify.diagnosis import Diagnosis
+from bnfold.verify.doctor import diagnose
 from bnfold.verify.providers import CPU, CUDA, PROVIDERS, full_name
 from bnfold.verify.result import CheckResult
 from models.export import export_onnx
 from models.registry import NETS, build
+from tools.half import to_half
 
 DIGITS = Path(__file__).parent.parent / "models" / "digits_resnet.onnx"
 COLUMNS = ("model", "ran as", "verdict", "e_fold", "e_unfold", "jitter", "product", "nodes there",
@@ -145,34 +146,6 @@ def check_net(name: str, mode: Mode, samples: int) -> CheckResult:
     folded = bnfold.fold(module, example).model
     return check(module, folded, providers=(mode.provider,), samples=samples,
                  allow_tf32=mode.tf32, example_inputs=(example,))  # fmt: skip
-
-
-def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with float16 in place of every float32, stored and passed on."""
-    half = onnx.ModelProto()
-    half.CopyFrom(model)
-    for tensor in half.graph.initializer:
-        _narrow(tensor)
-    for node in half.graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                _narrow(attribute.t)
-            if node.op_type == "Cast" and attribute.name == "to":
-                attribute.i = _half_type(attribute.i)
-    for value in (*half.graph.input, *half.graph.output, *half.graph.value_info):
-        kind = value.type.tensor_type
-        kind.elem_type = _half_type(kind.elem_type)
-    return half
-
-
-def _half_type(elem_type: int) -> int:
-    return TensorProto.FLOAT16 if elem_type == TensorProto.FLOAT else elem_type
-
-
-def _narrow(tensor: TensorProto) -> None:
-    if tensor.data_type == TensorProto.FLOAT:
-        array = numpy_helper.to_array(tensor).astype(np.float16)
-        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
 
 
 def cases(

@@ -84,7 +84,14 @@ class Draft:
         if tensor is None:
             self._stored[name] = self.graph.initializer.add()
             tensor = self._stored[name]
+        if tensor.dims != made.dims:
+            self._forget_shape(name)
         tensor.CopyFrom(made)
+
+    def _forget_shape(self, name: str) -> None:
+        for place, value in reversed([*enumerate(self.graph.value_info)]):
+            if value.name == name:
+                del self.graph.value_info[place]
 
     def floats(self) -> list[str]:
         """Names of the float initializers that hold more than one number."""

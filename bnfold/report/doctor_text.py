@@ -9,7 +9,7 @@ from bnfold.report.lines import UNCUT, counted, human_bytes, paint, wrap
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bnfold.verify.doctor import Diagnosis, Tried
+    from bnfold.verify.diagnosis import Diagnosis, Tried
 
 _BOLD, _RED, _GREEN, _YELLOW = "1", "31", "32", "33"
 _STATES = {"works": _GREEN, "broken": _RED, "missing": _YELLOW}

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 SIGNS = {"pass": "✅", "fail": "❌", "inconclusive": "⚠️", "unchecked": "▫️"}
 _SPECIAL = frozenset("\\`*_{}[]<>&|~#!$\"'")
 ALL = 1 << 30
+_INLINE = 5  # of what does not pass; the rest is folded away
 
 
 def render_markdown(found: Envelope, *, listed: int = ALL) -> str:
@@ -112,7 +113,9 @@ def _check(check: CheckResult, listed: int) -> Iterator[str]:
         for verdict, said in _not_passed(tier)
         if said != tier.message
     ]
-    yield "\n".join(wrong[:listed])
+    yield "\n".join(wrong[:_INLINE])
+    if wrong[_INLINE:listed]:
+        yield _details(f"and {len(wrong) - _INLINE:,} more that do not pass", wrong[_INLINE:listed])
     yield "\n".join(f"- ⚠️ {escaped(warning)}" for warning in check.warnings[:listed])
     yield _details("How it was checked", [f"- {escaped(line)}" for line in _conditions(check)])
 

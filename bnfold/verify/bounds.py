@@ -1,9 +1,20 @@
-"""``||y_fold - y_unf|| <= k u (sum_c ||W'_mc||_1 ||x_c||_2 + ||b'_m||_2)`` on each channel m.
+"""How far rounding the stored constants of one operator can move its outputs, channel by channel.
 
-How far rounding the stored constants of one operator can move its outputs: each of them is off by
-at most ``u`` of its size, and by Young's inequality a kernel moves the norm of a channel by no more
-than its absolute sum times the norm of what it reads. Norms are Euclidean, over all elements of a
-channel; ``k`` counts roundings (1 for weights that were cast once).
+Each constant is off by at most ``u`` of its size. By Young's inequality a kernel moves the norm of
+a channel by no more than its absolute sum times the norm of what it reads, so that for weights that
+were cast once (what bnfold makes)
+
+    ||y_fold - y_unf|| <= u (sum_c ||W_mc||_1 ||x_c|| + ||b_m||)                       (rigorous)
+
+on each channel m; norms are Euclidean, over all elements of a channel. Other tools compute in the
+stored type: up to three roundings of the scale, common to the channel, and one of each weight,
+which are independent, so that they add up like a random walk; six standard deviations of that are
+
+    ||y_fold - y_unf|| <= 3.5 u sqrt(sum_c ||W_mc||_2^2 ||x_c||^2) + 3 u ||W x||
+                          + 4 u (||b_m|| + o_m)
+
+with ``o_m`` what the unfolded steps add up on the way, though their sum may be small. Weights of
+few distinct values are rounded alike; for these the absolute sum is taken, four times.
 
 Where there is no constant there is nothing to round, and the bound is 0.
 """
@@ -21,6 +32,7 @@ from numpy.typing import NDArray
 F64 = NDArray[np.float64]
 
 LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+DEVIATIONS, COMMON, ROUNDINGS = 3.5, 3.0, 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +60,39 @@ class Operation:
         """What it adds, if it can."""
         if self.op_type in ("Add", "Sub"):
             return next((x for x, c in zip(self.inputs, self.constant, strict=True) if c), None)
-        found = self.inputs[2] if len(self.inputs) > 2 else None
-        return None if self.op_type == "MatMul" else found
+        takes = self.op_type in ("Conv", "ConvTranspose", "Gemm") and len(self.inputs) > 2
+        return self.inputs[2] if takes else None
+
+
+@dataclass(frozen=True, slots=True)
+class Rounding:
+    """What rounding does to each channel of an output, in units of ``u``.
+
+    Attributes:
+        absolute: The absolute sum over the weights.
+        random: The root of the sum of squares over them.
+        added: The norm of what is added.
+    """
+
+    absolute: F64
+    random: F64
+    added: F64
+
+    def once(self) -> F64:
+        """The bound for constants that were cast once."""
+        return self.absolute + self.added
+
+    def several(self, linear: F64) -> F64:
+        """The bound for constants that were computed in the stored type.
+
+        Args:
+            linear: The norm of each channel without what is added.
+        """
+        walked = DEVIATIONS * self.random + COMMON * linear
+        return np.minimum(ROUNDINGS * self.absolute, walked) + ROUNDINGS * self.added
+
+
+NOTHING = np.zeros(1)
 
 
 def channel_axis(op_type: str, rank: int) -> int | None:
@@ -68,66 +111,81 @@ def norms(value: F64, axis: int | None) -> F64:
     return squares
 
 
-def rounding_norms(operation: Operation, y: F64, axis: int | None) -> F64:
-    """The bound for ``k u = 1``, of each channel of the output ``y``.
+def rounding(operation: Operation, y: F64, axis: int | None) -> Rounding:
+    """What rounding the constants of an operator does to its output ``y``.
 
     Args:
         operation: The operator that computed ``y``.
         y: Its output.
         axis: The channel axis of ``y``.
     """
-    rule = _RULES.get(operation.op_type, _elementwise)
     if operation.op_type in LINEAR and not any(operation.constant):
-        return np.zeros(1)
-    return rule(operation, y, axis)
+        return Rounding(NOTHING, NOTHING, NOTHING)
+    return _RULES.get(operation.op_type, _elementwise)(operation, y, axis)
 
 
-def _conv(operation: Operation, y: F64, axis: int | None) -> F64:
+def _conv(operation: Operation, y: F64, axis: int | None) -> Rounding:
     x, w = operation.inputs[:2]
     groups = int(operation.attributes.get("group") or 1)
-    sizes = np.abs(w).reshape(*w.shape[:2], -1).sum(axis=2)
+    flat = w.reshape(*w.shape[:2], -1)
     inner = norms(x, 1).reshape(groups, -1)
-    if operation.op_type == "Conv":
-        per_group = sizes.reshape(groups, -1, w.shape[1])
-        summed = np.einsum("gmc,gc->gm", per_group, inner)
+    absolute = _summed(operation.op_type, np.abs(flat).sum(axis=2), inner, groups)
+    squares = _summed(operation.op_type, np.square(flat).sum(axis=2), np.square(inner), groups)
+    random = absolute if _few_values(w) else np.sqrt(squares)
+    return Rounding(absolute, random, _added(operation.bias(), y, axis))
+
+
+def _summed(op_type: str, sizes: F64, inner: F64, groups: int) -> F64:
+    """Over the input channels of each group, for each output channel."""
+    if op_type == "Conv":
+        summed = np.einsum("gmc,gc->gm", sizes.reshape(groups, -1, sizes.shape[1]), inner)
     else:
-        per_group = sizes.reshape(groups, inner.shape[1], -1)
-        summed = np.einsum("gcm,gc->gm", per_group, inner)
-    total: F64 = summed.ravel() + _added(operation.bias(), y, axis)
-    return total
+        summed = np.einsum("gcm,gc->gm", sizes.reshape(groups, inner.shape[1], -1), inner)
+    flat: F64 = summed.ravel()
+    return flat
 
 
-def _gemm(operation: Operation, y: F64, axis: int | None) -> F64:
+def _few_values(w: F64) -> bool:
+    """Whether many of the weights of a channel are of one size, so that they are rounded alike."""
+    some = np.abs(w[0]).ravel()[:1024]
+    return bool(np.unique(some).size < 0.5 * some.size)
+
+
+def _gemm(operation: Operation, y: F64, axis: int | None) -> Rounding:
     a, b = operation.inputs[:2]
     attributes = operation.attributes
     a = a.T if attributes.get("transA") else a
     b = b.T if attributes.get("transB") else b
-    alpha, beta = (float(attributes.get(name, 1.0)) for name in ("alpha", "beta"))
+    alpha, beta = (abs(float(attributes.get(name, 1.0))) for name in ("alpha", "beta"))
     bias = operation.bias()
-    added = abs(beta) * norms(np.broadcast_to(bias, y.shape), axis) if bias is not None else 0.0
-    if operation.constant[1] or not operation.constant[0]:
-        summed: F64 = abs(alpha) * norms(a, 1) @ np.abs(b) + added
-        return summed
-    return norms(np.abs(a) @ np.abs(b), axis) * abs(alpha) + added
+    added = beta * norms(np.broadcast_to(bias, y.shape), axis) if bias is not None else NOTHING
+    return _product(alpha * a, b, axis, constant=operation.constant[1], added=added)
 
 
-def _matmul(operation: Operation, y: F64, axis: int | None) -> F64:
+def _matmul(operation: Operation, _: F64, axis: int | None) -> Rounding:
     a, b = operation.inputs[:2]
-    if operation.constant[1] and b.ndim == 2 and a.ndim >= 2:
-        summed: F64 = norms(a, a.ndim - 1) @ np.abs(b)
-        return summed
-    return norms(np.abs(a) @ np.abs(b), axis)
+    return _product(a, b, axis, constant=operation.constant[1], added=NOTHING)
 
 
-def _batch_norm(operation: Operation, y: F64, axis: int | None) -> F64:
+def _product(a: F64, b: F64, axis: int | None, *, constant: bool, added: F64) -> Rounding:
+    if constant and b.ndim == 2 and a.ndim >= 2:
+        inner = norms(a, a.ndim - 1)
+        absolute: F64 = inner @ np.abs(b)
+        random = absolute if _few_values(b.T) else np.sqrt(np.square(inner) @ np.square(b))
+        return Rounding(absolute, random, added)
+    absolute = norms(np.abs(a) @ np.abs(b), axis)
+    return Rounding(absolute, absolute, added)
+
+
+def _batch_norm(operation: Operation, y: F64, _: int | None) -> Rounding:
     x, gamma, beta, mean, variance = operation.inputs[:5]
     scale = np.abs(gamma) / np.sqrt(variance + float(operation.attributes.get("epsilon", 1e-5)))
     count = np.sqrt(y.size / max(len(gamma), 1))
-    moved: F64 = scale * (norms(x, 1) + np.abs(mean) * count) + np.abs(beta) * count
-    return moved
+    read = scale * norms(x, 1)
+    return Rounding(read, read, scale * np.abs(mean) * count + np.abs(beta) * count)
 
 
-def _elementwise(operation: Operation, y: F64, axis: int | None) -> F64:
+def _elementwise(operation: Operation, y: F64, axis: int | None) -> Rounding:
     """Any other operator: its output's size and that of its constants, where it has some."""
     consts = [
         value
@@ -135,14 +193,15 @@ def _elementwise(operation: Operation, y: F64, axis: int | None) -> F64:
         if constant and isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.size
     ]
     if not consts:
-        return np.zeros(1)
-    return norms(y, axis) + sum((_added(value, y, axis) for value in consts), np.zeros(1))
+        return Rounding(NOTHING, NOTHING, NOTHING)
+    size = norms(y, axis)
+    return Rounding(size, size, sum((_added(value, y, axis) for value in consts), NOTHING))
 
 
 def _added(constant: F64 | None, y: F64, axis: int | None) -> F64:
     """The norm of a constant that is added to each channel of ``y``."""
     if constant is None:
-        return np.zeros(1)
+        return NOTHING
     if axis is not None and constant.ndim == 1 and constant.size == y.shape[axis]:
         along: F64 = np.abs(constant) * np.sqrt(y.size / max(y.shape[axis], 1))
         return along
@@ -157,3 +216,8 @@ _RULES = {
     "Conv": _conv, "ConvTranspose": _conv, "Gemm": _gemm, "MatMul": _matmul,
     "BatchNormalization": _batch_norm,
 }  # fmt: skip
+
+
+def rounding_norms(operation: Operation, y: F64, axis: int | None) -> F64:  # TODO: drop
+    """The bound for constants that were cast once."""
+    return rounding(operation, y, axis).once()

@@ -16,6 +16,7 @@ import numpy as np
 
 from bnfold.errors import InconclusiveError, UsageError
 from bnfold.verify.caught import what_was_caught
+from bnfold.verify.customops import require_known_operators
 from bnfold.verify.ends import (
     Pair,
     Progress,
@@ -33,7 +34,7 @@ from bnfold.verify.expected import Expected
 from bnfold.verify.inputs import user_samples
 from bnfold.verify.interface import require_same_interface
 from bnfold.verify.judge import Gates, Verdict
-from bnfold.verify.memory import float64_bytes, require_memory
+from bnfold.verify.memory import float64_bytes, memory_guard, require_memory
 from bnfold.verify.onnx_subject import OnnxSubject
 from bnfold.verify.providers import full_name
 from bnfold.verify.reproducer import write_reproducer
@@ -46,7 +47,7 @@ from bnfold.verify.result import (
     WeightRange,
 )
 from bnfold.verify.samples import SAMPLES, Samples
-from bnfold.verify.subject import Outputs, RunOptions
+from bnfold.verify.subject import Outputs, RunOptions, Subject
 from bnfold.verify.subjects import drawn_samples, load_pair, same_model
 from bnfold.verify.tiers import inside, site_tiers
 
@@ -144,16 +145,25 @@ def check(
     plan = Plan.of(providers, tiers, rtol, atol, allow_tf32)
     one, other = load_pair(reference, candidate, example_inputs)
     pair = Pair(one, other, require_same_interface(one, other))
-    if isinstance(one, OnnxSubject):
-        require_memory(float64_bytes(one.model.proto), file=one.name)
+    _require_possible(one, other, plan)
     drawn = user_samples(one.inputs, inputs) if inputs is not None else None
     if drawn is None:
         drawn = drawn_samples(pair, samples, seed, plan.options)
     run = _Check(pair, plan, drawn, expected, on_progress or _silent)
-    result = run.run()
+    with memory_guard(one.name):
+        result = run.run()
     if reproducer is not None and result.verdict is Verdict.FAIL:
         run.reproduce(reproducer, result.message)
     return result
+
+
+def _require_possible(one: Subject, other: Subject, plan: Plan) -> None:
+    """What can be told to be impossible before anything has begun."""
+    if isinstance(one, OnnxSubject) and plan.tiers != "A":
+        require_memory(float64_bytes(one.model.proto), file=one.name)
+    for subject in (one, other):
+        if isinstance(subject, OnnxSubject) and plan.tiers != "A":
+            require_known_operators(subject.model.proto, subject.name)
 
 
 def _silent(stage: str, fraction: float | None) -> None:

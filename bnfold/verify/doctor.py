@@ -9,15 +9,13 @@ import os
 import platform
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 import bnfold
 from bnfold.errors import BnfoldError, ProviderError
-from bnfold.verify.cuda_libraries import Library, cuda_libraries
-from bnfold.verify.machine import Gpu, TorchFound, cpu_name, memory, nvidia_devices, torch_found
-from bnfold.verify.plain import plain
+from bnfold.verify.cuda_libraries import cuda_libraries
+from bnfold.verify.diagnosis import Diagnosis, Problem, Tried
+from bnfold.verify.machine import Gpu, cpu_name, memory, nvidia_devices, torch_found
 from bnfold.verify.providers import (
     CPU,
     CUDA,
@@ -26,6 +24,7 @@ from bnfold.verify.providers import (
     flavours,
     import_onnxruntime,
     install_hint,
+    runtime_name,
 )
 from bnfold.verify.result import ProviderRun
 from bnfold.verify.tf32 import OVERRIDE
@@ -38,91 +37,6 @@ _OFFERED: Mapping[str, tuple[str, ...]] = {
 }
 _NOT_TRIED = ("AzureExecutionProvider",)  # it runs nothing here, but calls a server
 _TOOLS = {"torch": "bnfold[torch]", "onnxsim": "bnfold[simplify]"}
-
-
-@dataclass(frozen=True, slots=True)
-class Tried:
-    """An execution provider, tried on a model of one node.
-
-    Attributes:
-        provider: Its full name.
-        state: ``works``, ``broken`` (built in, but it does not start) or ``missing``.
-        said: Of one that works the device and how exactly it multiplies; of one that is broken
-            the runtime's own words.
-        todo: What to do to have it; empty for one that works.
-    """
-
-    provider: str
-    state: str
-    said: str = ""
-    todo: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Something that stands in the way.
-
-    Attributes:
-        met: What was met, in one sentence.
-        todo: The next step.
-    """
-
-    met: str
-    todo: str
-
-
-@dataclass(frozen=True, slots=True)
-class Diagnosis:
-    """What was found.
-
-    Attributes:
-        bnfold: Its version.
-        python: Its version.
-        platform: The operating system in words.
-        cpu: What the processor calls itself.
-        cores: How many this process may use.
-        memory: Bytes; None where the system does not say.
-        flavours: Installed distributions of ONNX Runtime and their versions; one is right.
-        runtime: The ONNX Runtime that is imported, with its version; empty where there is none.
-        providers: Each provider that is built in or could be installed.
-        devices: NVIDIA devices, by the driver's own tool.
-        libraries: CUDA's libraries, each with where it was found.
-        torch: torch as another process imports it; None where it is not installed.
-        oracle: What computes the float64 oracle, with its version.
-        oracle_error: Why it does not work; empty where it does.
-        packages: Versions of the packages that bnfold stands on, and of optional ones; empty
-            for one that is not installed.
-        environment: Variables that change how a provider computes.
-        problems: What stands in the way of a check.
-    """
-
-    bnfold: str
-    python: str
-    platform: str
-    cpu: str
-    cores: int
-    memory: int | None
-    flavours: Mapping[str, str]
-    runtime: str
-    providers: tuple[Tried, ...]
-    devices: tuple[Gpu, ...]
-    libraries: tuple[Library, ...]
-    torch: TorchFound | None
-    oracle: str
-    oracle_error: str
-    packages: Mapping[str, str]
-    environment: Mapping[str, str] = field(default_factory=dict)
-    problems: tuple[Problem, ...] = ()
-
-    @property
-    def healthy(self) -> bool:
-        """Whether nothing stands in the way of a check."""
-        return not self.problems
-
-    def to_dict(self) -> dict[str, Any]:
-        """The diagnosis for JSON, with ``healthy``."""
-        fields: dict[str, Any] = plain(self)
-        return {"healthy": self.healthy} | fields
 
 
 def diagnose() -> Diagnosis:
@@ -155,10 +69,9 @@ def _runtime() -> tuple[str, tuple[Tried, ...], tuple[Problem, ...]]:
         return "", missing, (Problem(error.met, error.todo),)
     except Exception as error:  # a folder that two flavours wrote to may hold anything
         return "", (), (Problem(f"ONNX Runtime is broken: {_said(error)}", install_hint(CPU)),)
-    name = f"{getattr(ort, 'package_name', 'onnxruntime')} {ort.__version__}"
     here = [_tried(provider) for provider in available if provider not in _NOT_TRIED]
     absent = [_missing(provider) for provider in _offered() if provider not in available]
-    return name, (*here, *absent), ()
+    return runtime_name(ort), (*here, *absent), ()
 
 
 def _tried(provider: str) -> Tried:

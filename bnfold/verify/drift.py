@@ -15,9 +15,9 @@ import numpy as np
 from bnfold.verify.oracle import Oracle
 from bnfold.verify.subject import Feeds
 
-DRAWS = 2
+DRAWS = 3
 ROUNDINGS = 2.0
-LIMIT = 8.0
+LIMIT = 4.0
 
 
 def drifted(reference: Oracle, candidate: Oracle, feeds: Feeds, unit: float) -> bool:

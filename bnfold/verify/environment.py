@@ -6,15 +6,16 @@ import platform
 from importlib import metadata
 
 from bnfold.verify.machine import cpu_name
+from bnfold.verify.providers import flavours
 
-_PACKAGES = ("bnfold", "onnx", "onnxruntime", "onnxruntime-gpu", "numpy", "torch")
+_PACKAGES = ("bnfold", "onnx", "numpy", "torch")
 
 
 def environment() -> dict[str, str]:
     """Versions of what computes, and the machine."""
     found = {name: version for name in _PACKAGES if (version := _version(name))}
     machine = {"python": platform.python_version(), "platform": platform.platform()}
-    return found | machine | {"cpu": cpu_name()}
+    return found | flavours() | machine | {"cpu": cpu_name()}
 
 
 def _version(package: str) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from bnfold.verify.bounds import F64, LINEAR, Operation, channel_axis, norms
+from bnfold.verify.bounds import F64, LINEAR, Operation
 from bnfold.verify.expected import Held
 from bnfold.verify.oracle import Oracle
 from bnfold.verify.subject import Feeds
@@ -213,12 +213,6 @@ def relative(difference: F64, value: F64) -> float:
     """The norm of ``difference`` over that of ``value``; infinite where only that is zero."""
     far, size = float(np.linalg.norm(difference)), float(np.linalg.norm(value))
     return far / size if size else (np.inf if far else 0.0)
-
-
-def channel_norms(difference: F64, op_type: str) -> tuple[F64, int | None]:
-    """The norm of each channel of an output, and its channel axis."""
-    axis = channel_axis(op_type, difference.ndim)
-    return norms(difference, axis), axis
 
 
 def floats(value: Any) -> NDArray[np.float64] | None:

@@ -68,7 +68,7 @@ def measure_output(
         name, dtype, unit, jitter,
         e_fold=tuple(_error(f, y, size) for y, _, f in wide),
         e_unfold=tuple(_error(u, y, size) for y, u, _ in wide),
-        varies=not is_constant([y for y, _, _ in wide], unit),
+        varies=not is_constant(oracle, unit),
         hull=upper_hull(*_differences(wide)),
         decisions=_decisions(oracle, unfolded, folded, unit),
     )  # fmt: skip
@@ -111,7 +111,8 @@ def _exact(name: str, oracle: Arrays, unfolded: Arrays, folded: Arrays) -> Settl
                 f"output '{name}' differs on samples {differ}, where rounding decides it",
             )
         return _fail(name, f"differs from the unfolded model's on samples {differ}")
-    if all(_same(unfolded[0], other) for other in unfolded[1:]):
+    pairs = list(_alike(unfolded))
+    if pairs and all(_same(one, other) for one, other in pairs):
         return _constant(name)
     return Settled(Verdict.PASS, f"output '{name}' agrees exactly")
 
@@ -176,13 +177,24 @@ def _error(array: F64, oracle: F64, size: float) -> float:
 
 
 def is_constant(oracle: Sequence[F64], unit: float) -> bool:
-    """Whether an output is the same for every sample, as far as ``unit`` can tell."""
-    first = oracle[0]
-    return all(
-        y.shape == first.shape
-        and float(np.linalg.norm(y - first)) <= 4 * unit * float(np.linalg.norm(first))
-        for y in oracle[1:]
+    """Whether an output is the same for all samples of a shape, as far as ``unit`` can tell.
+
+    Of an output whose shape is never the same twice it can't be told.
+    """
+    pairs = list(_alike(oracle))
+    return bool(pairs) and all(
+        float(np.linalg.norm(one - other)) <= 4 * unit * float(np.linalg.norm(other))
+        for one, other in pairs
     )
+
+
+def _alike(arrays: Sequence[NDArray[Any]]) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    """Each array with the first of its shape before it."""
+    firsts: dict[tuple[int, ...], NDArray[Any]] = {}
+    for array in arrays:
+        first = firsts.setdefault(array.shape, array)
+        if first is not array:
+            yield array, first
 
 
 def _differences(wide: Sequence[tuple[F64, F64, F64]]) -> tuple[F64, F64]:

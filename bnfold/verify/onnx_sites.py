@@ -2,14 +2,13 @@
 
 The candidate is walked through operator by operator, and each tensor that holds a value of the
 reference is held against it: they may differ by what rounding the operator's constants explains
-(`bnfold.verify.bounds`), computed once (k = 1) for what bnfold made, and by four roundings and what
-the reference's own constants weigh (k = 4) for other tools, which fold in the stored type. Then the
-reference's value is put in its place, so that errors do not travel: the first site beyond its bound
-is the guilty one.
+(`bnfold.verify.bounds`). Then the reference's value is put in its place, so that errors do not
+travel: the first site beyond its bound is the guilty one.
 
 In a candidate of unknown origin a tensor may stand for another value than its name says, or be
 stored in other units. Such a tensor is left as it is, and what is computed from it is judged in its
-turn; only if no later tensor agrees, up to an output, `bnfold.verify.drift` decides.
+turn; only if no later tensor agrees, up to an output, `bnfold.verify.drift` decides. A tensor of the
+same name that is nearly the same, with half of its channels right, is the same value gone wrong.
 """
 
 from __future__ import annotations
@@ -20,28 +19,23 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.errors import InconclusiveError
-from bnfold.verify.bounds import F64, Operation, channel_axis, norms, rounding_norms
+from bnfold.verify.bounds import F64, Operation, channel_axis, norms
 from bnfold.verify.drift import drifted
 from bnfold.verify.expected import Expected, Held
 from bnfold.verify.judge import Verdict
 from bnfold.verify.lockstep import (
     Pairing,
     Tape,
-    channel_norms,
     floats,
-    offset_norms,
     operation,
     relative,
 )
 from bnfold.verify.models import LoadedModel
 from bnfold.verify.oracle import Oracle, label
 from bnfold.verify.result import SiteResult, TierResult
+from bnfold.verify.site_noise import Limit, Noise
 from bnfold.verify.subject import Feeds
 
-ROUNDED_ONCE, ROUNDED = 1.0, 4.0
-# What float64 itself leaves of a tensor, relative: far below what is asked of float32.
-SLACK = 2.0**-40
 # Beyond so many times its bound, and so near that it is the same value in the same units, a tensor
 # is wrong without further ado.
 SURE, NEAR = 4.0, 0.25
@@ -81,24 +75,17 @@ def judge_sites(
     Raises:
         InconclusiveError: An operator can't be computed in float64.
     """
-    walk = _Walk(oracle or Oracle(reference.proto), Oracle(candidate.proto),
-                 Pairing(reference.proto.graph, candidate.proto.graph,
-                         None if expected is None else expected.held),
-                 feeds, unit, planned=expected is not None and expected.held is not None)  # fmt: skip
+    held = None if expected is None else expected.held
+    pairing = Pairing(reference.proto.graph, candidate.proto.graph, held)
+    walk = _Walk(
+        oracle or Oracle(reference.proto), Oracle(candidate.proto), pairing, feeds, unit,
+        planned=held is not None,
+    )  # fmt: skip
     total = max(len(candidate.proto.graph.node), 1)
     for done in walk.run():
         if on_step is not None:
             on_step(done / total)
     return walk.result()
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Open:
-    """A tensor without a partner: what rounding does to each channel, its norm, a weight or not."""
-
-    rounded: F64
-    size: float
-    weighted: bool
 
 
 class _Walk:
@@ -108,14 +95,15 @@ class _Walk:
     ) -> None:  # fmt: skip
         self.reference, self.candidate, self.pairing = reference, candidate, pairing
         self.feeds, self.unit, self.planned = feeds, unit, planned
-        self.roundings = ROUNDED_ONCE if planned else ROUNDED
         self.tape = Tape(reference, feeds, pairing.wanted() | set(reference.outputs))
+        self.noise = Noise(unit, planned, self.tape)
         self.fixed = set(candidate.constants) | {""}
         self.sites: list[SiteResult] = []
         self.unpaired: list[str] = []
+        self.agreeing: dict[str, float] = {}  # the share of channels that agree
         self.tainted: set[str] = set()
-        self.open: dict[str, _Open] = {}
         self.suspects: list[int] = []
+        self.local: set[int] = set()
         self.outputs: dict[str, Any] = {}
 
     def run(self) -> Iterator[int]:
@@ -138,7 +126,8 @@ class _Walk:
         found = self._partner(node, name, value, options, values)
         if found is None:
             self.unpaired.append(name)
-            self._pass_on(node, name, value, values)
+            done = operation(node, values, self.fixed)
+            self.noise.pass_on(node, name, done, value)
             if taint:
                 self.tainted.add(name)
             return
@@ -151,34 +140,12 @@ class _Walk:
         if site is not None and site.verdict is Verdict.FAIL and not self.planned:
             self.tainted.add(name)
             self.suspects.append(len(self.sites) - 1)
+            if name == held.reference and self.agreeing[name] >= 0.5:
+                self.local.add(len(self.sites) - 1)
         else:
             values[name] = _substitute(true, value)
         for spent in self.pairing.settled(option.reference for option in options):
             self.tape.forget(spent)
-
-    def _pass_on(self, node: Any, name: str, value: Any, values: dict[str, Any]) -> None:
-        """What rounding does to a tensor without a partner is seen in what is made of it."""
-        if floats(value) is None:
-            return
-        done = operation(node, values, self.fixed)
-        axis = channel_axis(done.op_type, value.ndim)
-        rounded, weighted = self._rounded(node, done, value, axis)
-        self.open[name] = _Open(rounded, float(np.linalg.norm(value)), weighted)
-
-    def _rounded(self, node: Any, done: Operation, y: F64, axis: int | None) -> tuple[F64, bool]:
-        """What rounding the constants of an operator, and of those before it, does to ``y``.
-
-        Also whether a weight is among them.
-        """
-        rounded, weighted = rounding_norms(done, y, axis), done.linear
-        for before in (self.open[name] for name in node.input if name in self.open):
-            # Through anything but an addition: as much, relative to what it is a part of.
-            share = 1.0 if done.op_type in ("Add", "Sub", "Sum") else (
-                float(np.linalg.norm(y)) / max(before.size, np.finfo(np.float64).tiny)
-            )  # fmt: skip
-            rounded = _plus(rounded, share * before.rounded)
-            weighted = weighted or (before.weighted and done.op_type == "Add")
-        return rounded, weighted
 
     def _partner(
         self, node: Any, name: str, value: Any, options: list[Held], values: dict[str, Any]
@@ -208,32 +175,25 @@ class _Walk:
         apart = np.where(told, value - clean, 0.0)
         lost = not bool(np.isfinite(apart).all())
         apart = np.nan_to_num(apart, nan=0.0, posinf=0.0, neginf=0.0)
-        far, axis = channel_norms(apart, done.op_type)
-        count = np.sqrt(value.size / max(far.size, 1))
-        rounded, weighted = self._rounded(node, done, value, axis)
-        if not self.planned:
-            rounded = _plus(rounded, offset_norms(self.tape, held.reference, axis, float(count)))
-        slack = SLACK * float(np.linalg.norm(clean)) / max(np.sqrt(far.size), 1.0)
-        limit = np.broadcast_to(self.roundings * self.unit * rounded + slack, far.shape)
-        ratios = far / np.maximum(limit, np.finfo(np.float64).tiny)
+        axis = channel_axis(done.op_type, value.ndim)
+        far = norms(apart, axis)
+        limit = self.noise.limit(node, done, np.where(told, value, 0.0), held.reference)
+        ratios = far / np.maximum(limit.norms, 1e-200)
         worst = int(np.argmax(ratios))
         ratio = np.inf if lost else float(ratios[worst])
+        self.agreeing[name] = float((ratios <= 1.0).mean())
         return SiteResult(
             label(node), done.op_type, name, held.reference,
             Verdict.PASS if ratio <= 1.0 else Verdict.FAIL,
-            error=relative(apart, clean), bound=_size(limit, clean), ratio=ratio,
+            error=relative(apart, clean), bound=relative(limit.norms, clean), ratio=ratio,
             channel=worst if axis is not None else None,
-            caught=self._caught(done, value, far, limit, axis) if weighted else None,
+            caught=self._caught(far, limit) if limit.weighted else None,
         )  # fmt: skip
 
-    def _caught(
-        self, done: Operation, y: F64, far: F64, limit: F64, axis: int | None
-    ) -> float | None:
+    def _caught(self, far: F64, limit: Limit) -> float | None:
         """The smallest 2^-k that would be flagged, had the weight a scale of ``1 + 2^-k``."""
-        bias = done.bias()
-        moved = norms(y if bias is None else y - _on_axis(bias, y, axis), axis)
-        needed = (limit * (1.0 if self.planned else SURE) + far) / np.maximum(moved, 1e-300)
-        least = float(needed.min())
+        flagged = limit.norms * (1.0 if self.planned else SURE) + far
+        least = float((flagged / np.maximum(limit.linear, 1e-300)).min())
         return float(2.0 ** np.ceil(np.log2(least))) if 0 < least < 1 else None
 
     # ---- all of them ----
@@ -255,6 +215,8 @@ class _Walk:
         if self.planned or not wrong:
             return set(wrong)
         sure = [i for i in wrong if self.sites[i].ratio > SURE and self.sites[i].error < NEAR]
+        if not self.local.isdisjoint(sure):
+            return {min(self.local.intersection(sure))}
         if self.tainted.isdisjoint(self.candidate.outputs):
             return set()
         if sure:
@@ -297,29 +259,3 @@ def _substitute(true: Any, value: Any) -> Any:
         return true
     told = np.isfinite(true)
     return true if told.all() else np.where(told, true, value)
-
-
-def _plus(one: F64, other: F64) -> F64:
-    if one.size != other.size and 1 not in (one.size, other.size):
-        return one + float(other.max())
-    total: F64 = one + other
-    return total
-
-
-def _on_axis(bias: F64, y: F64, axis: int | None) -> F64:
-    if bias.ndim == 1 and axis is not None and bias.size == y.shape[axis]:
-        return bias.reshape([-1 if i == axis else 1 for i in range(y.ndim)])
-    return bias
-
-
-def _size(limit: F64, value: F64) -> float:
-    size = float(np.linalg.norm(value))
-    return float(np.linalg.norm(limit)) / size if size else 0.0
-
-
-def computable(model: LoadedModel) -> Oracle | InconclusiveError:
-    """The model's oracle, or why there is none."""
-    try:
-        return Oracle(model.proto)
-    except InconclusiveError as error:
-        return error

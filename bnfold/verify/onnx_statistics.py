@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from bnfold.verify.dtypes import family
 from bnfold.verify.onnx_walk import Walk, attribute
-from bnfold.verify.statistics import FirstLayer, InputStatistics, fit
+from bnfold.verify.statistics import FirstLayer, InputStatistics, fit, seen_directly
 from bnfold.verify.subject import TensorSpec
 
 F64 = NDArray[np.float64]
@@ -150,22 +150,14 @@ def _channel_axis(node: onnx.NodeProto, value: _Value) -> int:
 def _seen_by(
     walk: Walk, norm: onnx.NodeProto, value: _Value, shape: tuple[int, ...]
 ) -> InputStatistics | None:
-    """A BatchNorm right behind the input: the same as a one-tap Conv that changes nothing."""
+    """Of a BatchNorm right behind the input."""
     axis = value.order[1]
     statistics = _running(walk, norm, shape[axis])
-    if statistics is None or value.scale.size not in (1, shape[axis]):
+    if statistics is None:
         return None
-    mean, variance = statistics
-    fresh = not mean.any() and bool((variance == 1).all())
-    if fresh or not value.scale.all() or (variance < 0).any():
-        return None
-    deviation = np.sqrt(variance) / abs(value.scale)
-    spatial = len(shape) > 2
-    part = np.sqrt(0.5) if spatial else 1.0
-    return InputStatistics(
-        axis, (mean - value.shift) / value.scale, part * deviation,
-        part * deviation * spatial, np.zeros(len(mean)),
-    )  # fmt: skip
+    none = np.zeros(0)
+    layer = FirstLayer(none, none, 1, value.scale, value.shift, *statistics)
+    return seen_directly(layer, axis, spatial=len(shape) > 2)
 
 
 def _layer(

@@ -126,14 +126,8 @@ class LiftedEvaluator(ReferenceEvaluator):
         **options: Any,
     ) -> None:
         # A function's evaluator is made without new_ops: it needs ours all the same.
-        super().__init__(  # fmt: skip
-            proto,
-            opsets,
-            functions,
-            verbose,
-            list(new_ops) if new_ops else [*OPS, *FUSED],
-            **options,
-        )
+        operators = list(new_ops) if new_ops else [*OPS, *FUSED]
+        super().__init__(proto, opsets, functions, verbose, operators, **options)
 
     def _init(self) -> None:
         super()._init()

@@ -6,10 +6,12 @@ import os
 import re
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 _STDERR = 2
+_ONE = threading.RLock()
 # From the most telling to the least; the part in brackets is the reason.
 _REASONS = (
     re.compile(r"with error: (.+)"),
@@ -29,11 +31,16 @@ class Heard:
     @property
     def reason(self) -> str:
         """Why a provider did not start, in one line; empty where nothing was said of it."""
-        text = _COLOR.sub("", self.text)
-        for pattern in _REASONS:
-            if found := pattern.search(text):
-                return found[1].strip()[:300]
-        return ""
+        return reason_in(self.text)
+
+
+def reason_in(text: str) -> str:
+    """The part of what ONNX Runtime says that tells why a provider did not start."""
+    text = _COLOR.sub("", text)
+    for pattern in _REASONS:
+        if found := pattern.search(text):
+            return found[1].strip()[:300]
+    return ""
 
 
 @contextmanager
@@ -44,13 +51,15 @@ def heard() -> Iterator[Heard]:
     the library that is missing.
     """
     said = Heard()
-    try:
-        kept = os.dup(_STDERR)
-    except OSError:  # no stderr at all
-        yield said
-        return
-    with tempfile.TemporaryFile() as file:
-        sys.stderr.flush()
+    # One at a time, or the second would give back what the first has put in its place.
+    with _ONE, tempfile.TemporaryFile() as file:
+        try:
+            kept = os.dup(_STDERR)
+        except OSError:  # no stderr at all
+            yield said
+            return
+        if sys.stderr is not None:
+            sys.stderr.flush()
         os.dup2(file.fileno(), _STDERR)
         try:
             yield said

@@ -11,7 +11,7 @@ import onnx
 
 from bnfold.errors import InconclusiveError, InvalidModelError, ProviderError, UsageError
 from bnfold.verify.models import TWO_GIGABYTES, nbytes
-from bnfold.verify.ort_log import Heard, heard
+from bnfold.verify.ort_log import Heard, heard, reason_in
 from bnfold.verify.providers import CPU, NVIDIA, library_hint, options_for
 from bnfold.verify.subject import RunOptions
 
@@ -89,7 +89,7 @@ def _session_options(ort: Any, options: RunOptions, profile: Path | None, *, alo
     made = ort.SessionOptions()
     # Off, or ORT folds the reference's BatchNorm for us and the test proves nothing.
     made.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    made.log_severity_level = 3
+    made.log_severity_level = 4  # what it would say comes as an exception too
     if options.threads is not None:
         made.intra_op_num_threads = options.threads
     if alone:
@@ -106,8 +106,8 @@ def _refusal(error: Exception, said: Heard, provider: str, file: str) -> Excepti
     kind = type(error).__name__
     if kind in ("InvalidGraph", "InvalidProtobuf", "NoSuchFile"):
         return InvalidModelError(f"ONNX Runtime refuses the model: {met}", file=file)
-    if provider != CPU and said.reason:
-        return _did_not_start(provider, said.reason)
+    if provider != CPU and (why := said.reason or reason_in(str(error))):
+        return _did_not_start(provider, why)
     if provider != CPU:
         return ProviderError(
             f"{provider} can't run this model alone: {met}", file=file,

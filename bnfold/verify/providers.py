@@ -54,6 +54,8 @@ _LIBRARIES: Mapping[str, str] = {
     "libnvinfer": "pip install 'tensorrt-cu13<11'",
     "libnvonnxparser": "pip install 'tensorrt-cu13<11'",
     "libcu": "pip install 'onnxruntime-gpu[cuda,cudnn]'",
+    "libmigraphx": "install AMD's ROCm with MIGraphX",
+    "libamdhip": "install AMD's ROCm with MIGraphX",
     "libnvrtc": "pip install 'onnxruntime-gpu[cuda,cudnn]'",
 }
 
@@ -106,6 +108,11 @@ def import_onnxruntime() -> Any:
     return onnxruntime
 
 
+def runtime_name(ort: Any) -> str:
+    """The flavour of ONNX Runtime and its version; older ones do not say which they are."""
+    return f"{getattr(ort, 'package_name', '') or 'onnxruntime'} {ort.__version__}"
+
+
 def require_available(ort: Any, provider: str) -> None:
     """Refuses a provider that this ONNX Runtime was built without.
 
@@ -120,7 +127,7 @@ def require_available(ort: Any, provider: str) -> None:
         f"has only {', '.join(available)}"
     )
     if len(found := flavours()) > 1:
-        met += f"; {' and '.join(found)} are both installed and share one folder"
+        met += f"; {' and '.join(found)} are installed at once and share one folder"
     raise ProviderError(met, todo=install_hint(provider))
 
 

@@ -29,6 +29,7 @@ from bnfold.verify.providers import (
     full_name,
     import_onnxruntime,
     require_available,
+    runtime_name,
 )
 from bnfold.verify.result import ProviderRun
 from bnfold.verify.subject import RunOptions
@@ -103,7 +104,7 @@ class OrtRunner:
         error = tf32.measured(self._ort, self.provider, self._options)
         return ProviderRun(
             provider=self.provider,
-            runtime=f"{getattr(self._ort, 'package_name', 'onnxruntime')} {self._ort.__version__}",
+            runtime=runtime_name(self._ort),
             device=self._device(),
             options={k: v for k, v in asked.items() if v} | tf32.override(self.provider),
             promised=placement.count(self._promised),

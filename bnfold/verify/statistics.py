@@ -124,6 +124,24 @@ def fit(layer: FirstLayer, axis: int) -> InputStatistics | None:
     )  # fmt: skip
 
 
+def seen_directly(layer: FirstLayer, axis: int, *, spatial: bool) -> InputStatistics | None:
+    """The distribution of an input that a BatchNorm takes at once, half of its noise smooth.
+
+    Args:
+        layer: Scale, shift and the running statistics count; all may be of one number.
+        axis: The input's channel axis.
+        spatial: Whether there are axes along which it could be smooth.
+    """
+    if _fresh(layer) or not layer.scale.all() or not (layer.variance >= 0).all():
+        return None
+    if layer.scale.size not in (1, layer.mean.size):
+        return None
+    deviation = np.sqrt(layer.variance) / abs(layer.scale)
+    part = deviation * (np.sqrt(0.5) if spatial else 1.0)
+    mean = (layer.mean - layer.shift) / layer.scale
+    return InputStatistics(axis, mean, part, part * spatial, np.zeros(layer.mean.size))
+
+
 def _fresh(layer: FirstLayer) -> bool:
     return not layer.mean.any() and bool((layer.variance == 1).all())
 

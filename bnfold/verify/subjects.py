@@ -55,7 +55,11 @@ def drawn_samples(pair: Pair, samples: int, seed: int, options: RunOptions) -> S
     if isinstance(subject, OnnxSubject):
         drawn = drawn_for(subject.model.proto, samples, seed)
     else:
-        drawn = synthetic(subject.inputs, samples, seed)
+        from bnfold.verify.torch_statistics import torch_facts
+
+        facts = torch_facts(subject)  # type: ignore[arg-type]
+        drawn = synthetic(subject.inputs, samples, seed, statistics=facts.statistics,
+                          limits=facts.limits)  # fmt: skip
     if not drawn.has_second_sizes or _runs(pair, drawn, options):
         return drawn
     return drawn.without_second_sizes()

@@ -164,7 +164,9 @@ def inside(
     Only if bnfold made the candidate, so that a name stands for one value.
     """
     one, other = pair.reference, pair.candidate
-    if expected is None or expected.held is None or len(oracle) < 2 or not all_constant(oracle, one.unit):
+    if expected is None or expected.held is None:
+        return None
+    if len(oracle) < 2 or not all_constant(oracle, one.unit):
         return None
     if not (isinstance(one, OnnxSubject) and isinstance(other, OnnxSubject)):
         return None

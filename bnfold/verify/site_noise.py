@@ -1,0 +1,118 @@
+"""What rounding explains at a site: the bounds of its operator, and of those behind it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from bnfold.verify.bounds import (
+    F64,
+    NOTHING,
+    ROUNDINGS,
+    Operation,
+    Rounding,
+    channel_axis,
+    norms,
+    rounding,
+)
+from bnfold.verify.lockstep import Tape, floats, offset_norms
+
+# What float64 itself leaves of a tensor, relative: far below what is asked of float32.
+SLACK = 2.0**-40
+_TINY = float(np.finfo(np.float64).tiny)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Open:
+    """A tensor without a partner: its bound in units of ``u``, its norm, a weight or not."""
+
+    bound: F64
+    size: float
+    weighted: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Limit:
+    """How far a tensor may be off on each channel.
+
+    Attributes:
+        norms: The norm of the difference that rounding explains.
+        linear: The norm of each channel without what is added to it.
+        weighted: Whether a weight is among what was rounded.
+    """
+
+    norms: F64
+    linear: F64
+    weighted: bool
+
+
+@dataclass(slots=True)
+class Noise:
+    """The bounds of all tensors of one walk.
+
+    Attributes:
+        unit: Half an ulp, relative, of the type that weights are stored in.
+        once: Whether constants were cast once, from float64 (bnfold), or computed in their type.
+        tape: The reference.
+    """
+
+    unit: float
+    once: bool
+    tape: Tape
+    _open: dict[str, _Open] = field(default_factory=dict)
+
+    def limit(self, node: Any, done: Operation, y: F64, reference: str) -> Limit:
+        """For the output ``y`` of ``node``, which holds the reference's tensor ``reference``."""
+        axis = channel_axis(done.op_type, y.ndim)
+        linear = self._linear(done, y, axis)
+        bound, weighted = self._bound(node, done, y, axis, linear)
+        if not self.once:
+            count = float(np.sqrt(y.size / max(linear.size, 1)))
+            bound = plus(bound, ROUNDINGS * offset_norms(self.tape, reference, axis, count))
+        slack = SLACK * float(np.linalg.norm(y)) / max(np.sqrt(linear.size), 1.0)
+        far = np.broadcast_to(self.unit * bound + slack, linear.shape)
+        return Limit(far, linear, weighted)
+
+    def pass_on(self, node: Any, name: str, done: Operation, value: Any) -> None:
+        """What rounding does to a tensor without a partner is seen in what is made of it."""
+        if floats(value) is None:
+            return
+        axis = channel_axis(done.op_type, value.ndim)
+        linear = self._linear(done, value, axis)
+        bound, weighted = self._bound(node, done, value, axis, linear)
+        self._open[name] = _Open(bound, float(np.linalg.norm(value)), weighted)
+
+    def _linear(self, done: Operation, y: F64, axis: int | None) -> F64:
+        bias = done.bias()
+        return norms(y if bias is None else y - _on_axis(bias, y, axis), axis)
+
+    def _bound(
+        self, node: Any, done: Operation, y: F64, axis: int | None, linear: F64
+    ) -> tuple[F64, bool]:
+        own: Rounding = rounding(done, y, axis)
+        nothing = own.absolute is NOTHING and own.added is NOTHING
+        bound = own.once() if self.once or nothing else own.several(linear)
+        weighted = done.linear
+        for before in (self._open[name] for name in node.input if name in self._open):
+            # Through anything but an addition: as much, relative to what it is a part of.
+            adds = done.op_type in ("Add", "Sub", "Sum")
+            share = 1.0 if adds else float(np.linalg.norm(y)) / max(before.size, _TINY)
+            bound = plus(bound, share * before.bound)
+            weighted = weighted or (before.weighted and adds)
+        return bound, weighted
+
+
+def plus(one: F64, other: F64) -> F64:
+    """The sum, channel by channel; where the channels are others, the largest for all."""
+    if one.size != other.size and 1 not in (one.size, other.size):
+        return one + float(other.max())
+    total: F64 = one + other
+    return total
+
+
+def _on_axis(bias: F64, y: F64, axis: int | None) -> F64:
+    if bias.ndim == 1 and axis is not None and bias.size == y.shape[axis]:
+        return bias.reshape([-1 if i == axis else 1 for i in range(y.ndim)])
+    return bias
