@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.verify.oracle import Oracle
+from bnfold.verify.oracle import Oracle, lift
 from bnfold.verify.subject import Feeds
 
 DRAWS = 3
@@ -43,7 +43,7 @@ def drifted(reference: Oracle, candidate: Oracle, feeds: Feeds, unit: float) -> 
 
 def _perturbed(oracle: Oracle, feeds: Feeds, unit: float, seed: int) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
-    shaken = {name: _shake(rng, value, unit) for name, value in oracle.constants.items()}
+    shaken = {name: _shake(rng, lift(value), unit) for name, value in oracle.constants.items()}
     values: dict[str, Any] = {}
     outputs: dict[str, Any] = {}
     for node in oracle.walk(feeds, values, shaken):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from bnfold.verify.bounds import F64, LINEAR, Operation
 from bnfold.verify.expected import Held
-from bnfold.verify.oracle import Oracle
+from bnfold.verify.oracle import Oracle, lift
 from bnfold.verify.subject import Feeds
 
 # Behind an operator, a tool may have taken so many of these into it.
@@ -181,7 +181,7 @@ def offset_norms(tape: Tape, name: str, axis: int | None, count: float, depth: i
     node = tape.nodes.get(name)
     if node is None or not depth or axis is None:
         return np.zeros(1)
-    constants: list[Any] = [tape.constants.get(n) for n in node.input]
+    constants: list[Any] = [lift(tape.constants.get(n)) for n in node.input]
     data = next((n for n in node.input if n not in tape.constants), "")
     before = offset_norms(tape, data, axis, count, depth - 1)
     kind = node.onnx_node.op_type

@@ -7,8 +7,8 @@ travel: the first site beyond its bound is the guilty one.
 
 In a candidate of unknown origin a tensor may stand for another value than its name says, or be
 stored in other units. Such a tensor is left as it is, and what is computed from it is judged in its
-turn; only if no later tensor agrees, up to an output, `bnfold.verify.drift` decides. A tensor of the
-same name that is nearly the same, with half of its channels right, is the same value gone wrong.
+turn; only if no later tensor agrees, up to an output, `bnfold.verify.drift` decides. A tensor of
+the same name that is nearly the same, half of its channels right, is the same value gone wrong.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ def judge_sites(
     held = None if expected is None else expected.held
     pairing = Pairing(reference.proto.graph, candidate.proto.graph, held)
     walk = _Walk(
-        oracle or Oracle(reference.proto), Oracle(candidate.proto), pairing, feeds, unit,
-        planned=held is not None,
+        oracle or Oracle(reference.proto), Oracle(candidate.proto, keep=False), pairing, feeds,
+        unit, planned=held is not None,
     )  # fmt: skip
     total = max(len(candidate.proto.graph.node), 1)
     for done in walk.run():
@@ -170,14 +170,16 @@ class _Walk:
     def _site(
         self, node: Any, value: F64, true: F64, held: Held, done: Operation, name: str
     ) -> SiteResult:
-        told = np.isfinite(true)
-        clean = np.where(told, true, 0.0)
-        apart = np.where(told, value - clean, 0.0)
+        if self.noise.exact(node, done) and np.array_equal(value, true):
+            self.agreeing[name] = 1.0
+            return SiteResult(label(node), done.op_type, name, held.reference, Verdict.PASS,
+                              error=0.0, bound=0.0, ratio=0.0)  # fmt: skip
+        value, clean, apart = _told(value, true)
         lost = not bool(np.isfinite(apart).all())
-        apart = np.nan_to_num(apart, nan=0.0, posinf=0.0, neginf=0.0)
+        apart = np.nan_to_num(apart, nan=0.0, posinf=0.0, neginf=0.0) if lost else apart
         axis = channel_axis(done.op_type, value.ndim)
         far = norms(apart, axis)
-        limit = self.noise.limit(node, done, np.where(told, value, 0.0), held.reference)
+        limit = self.noise.limit(node, done, value, held.reference)
         ratios = far / np.maximum(limit.norms, 1e-200)
         worst = int(np.argmax(ratios))
         ratio = np.inf if lost else float(ratios[worst])
@@ -251,6 +253,15 @@ def _alike(true: Any, value: Any) -> bool:
     if not isinstance(true, np.ndarray) or not isinstance(value, np.ndarray):
         return False
     return bool(true.shape == value.shape and true.dtype.kind == value.dtype.kind)
+
+
+def _told(value: F64, true: F64) -> tuple[F64, F64, F64]:
+    """The candidate's, the reference's, zero where that is not known, and their difference."""
+    told = np.isfinite(true)
+    if told.all():
+        return value, true, value - true
+    value, clean = np.where(told, value, 0.0), np.where(told, true, 0.0)
+    return value, clean, value - clean
 
 
 def _substitute(true: Any, value: Any) -> Any:

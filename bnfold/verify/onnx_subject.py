@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
@@ -19,6 +19,7 @@ class OnnxSubject:
     """A loaded ONNX model, run by ONNX Runtime and by the reference evaluator in float64."""
 
     model: LoadedModel
+    _made: dict[str, Oracle] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -42,7 +43,18 @@ class OnnxSubject:
 
     def oracle(self) -> Callable[[Feeds], Outputs]:
         """The model lifted to float64."""
-        return Oracle(self.model.proto).run
+        return self.lifted.run
+
+    @property
+    def lifted(self) -> Oracle:
+        """The oracle itself, made once: it holds all weights in float64.
+
+        Raises:
+            InconclusiveError: An operator has no implementation there.
+        """
+        if "oracle" not in self._made:
+            self._made["oracle"] = Oracle(self.model.proto)
+        return self._made["oracle"]
 
     def runner(self, provider: str, options: RunOptions) -> OrtRunner:
         """A session on ``provider`` alone."""

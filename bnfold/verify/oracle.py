@@ -33,6 +33,8 @@ class Oracle:
 
     Args:
         model: The unfolded model, with its weights in the proto (no external data).
+        keep: Whether lifted weights are kept for the next run; else each is lifted when it is
+            read, and let go of after its last use.
 
     Raises:
         InconclusiveError: An operator has no implementation here.
@@ -40,11 +42,12 @@ class Oracle:
     Source: the operators of ``onnx.reference``, some replaced (``oracle_ops.OPS``).
     """
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, *, keep: bool = True) -> None:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 self._evaluator = LiftedEvaluator(model)
+                self._evaluator.keep = keep
         except InconclusiveError:
             raise
         except Exception as error:
@@ -73,7 +76,7 @@ class Oracle:
 
     @property
     def constants(self) -> Mapping[str, Any]:
-        """The initializers by name, lifted."""
+        """The initializers by name, as they are stored or lifted."""
         constants: Mapping[str, Any] = self._evaluator.rt_inits_
         return constants
 
@@ -114,7 +117,12 @@ class Oracle:
 
 
 class LiftedEvaluator(ReferenceEvaluator):
-    """The reference evaluator in float64, which lets go of a value after its last use."""
+    """The reference evaluator in float64, which lets go of a value after its last use.
+
+    Weights are lifted when they are first read, and then kept if ``keep`` is set.
+    """
+
+    keep = True
 
     def __init__(
         self,
@@ -131,7 +139,6 @@ class LiftedEvaluator(ReferenceEvaluator):
 
     def _init(self) -> None:
         super()._init()
-        self.rt_inits_ = {name: lift(value) for name, value in self.rt_inits_.items()}
         self._spent = [tuple(names) for names in spent_after(self.nodes_, self.output_names_)]
 
     def _load_impl(self, node: onnx.NodeProto, input_types: Any = None) -> Any:
@@ -161,7 +168,7 @@ class LiftedEvaluator(ReferenceEvaluator):
         for _ in self.walk(values, attributes):
             pass
         wanted = self.output_names_ if output_names is None else output_names
-        return [values[name] for name in wanted]
+        return [lift(values[name]) for name in wanted]
 
     def walk(
         self, values: dict[str, Any], attributes: dict[str, Any] | None = None
@@ -172,12 +179,23 @@ class LiftedEvaluator(ReferenceEvaluator):
         more are removed before the next node.
         """
         for node, spent in zip(self.rt_nodes_, self._spent, strict=True):
+            self._lift_inputs(node, values)
             for name, value in zip(node.output, _compute(node, values, attributes), strict=False):
                 if name:  # "" is an optional output that nobody asked for
                     values[name] = lift(value)
             yield node
             for name in spent:
                 values.pop(name, None)
+
+    def _lift_inputs(self, node: Any, values: dict[str, Any]) -> None:
+        for name in node.input:
+            stored = values.get(name)
+            lifted = lift(stored)
+            if lifted is stored:
+                continue
+            values[name] = lifted
+            if self.keep and self.rt_inits_.get(name) is stored:
+                self.rt_inits_[name] = lifted
 
 
 def _compute(node: Any, values: dict[str, Any], attributes: dict[str, Any] | None) -> Any:

@@ -63,6 +63,10 @@ class Noise:
     tape: Tape
     _open: dict[str, _Open] = field(default_factory=dict)
 
+    def exact(self, node: Any, done: Operation) -> bool:
+        """Whether there is nothing about ``node`` that was rounded."""
+        return not any(done.constant) and not any(name in self._open for name in node.input)
+
     def limit(self, node: Any, done: Operation, y: F64, reference: str) -> Limit:
         """For the output ``y`` of ``node``, which holds the reference's tensor ``reference``."""
         axis = channel_axis(done.op_type, y.ndim)

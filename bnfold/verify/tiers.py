@@ -99,7 +99,7 @@ def _onnx(
         try:
             sites = judge_sites(
                 one.model, other.model, samples.feeds[0], unit=one.unit, expected=expected,
-                on_step=lambda part: progress("looking at every site", part),
+                oracle=one.lifted, on_step=lambda part: progress("looking at every site", part),
             )  # fmt: skip
         except InconclusiveError as error:
             if expected is not None or tiers in ("B", "AB"):

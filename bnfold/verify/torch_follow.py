@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,8 @@ SLACK = 2.0**-40
 LIMIT, DRAWS, ROUNDINGS = 8.0, 2, 2.0
 # How many values of the reference are held against one of the candidate's.
 CHOICES = 3
+# So many times beyond its bound a value is not there by rounding.
+SURE = 8.0
 # A channel this much smaller than the largest does nothing that could be seen.
 ALIVE = 2.0**-10
 
@@ -57,10 +59,13 @@ class Doubt:
     Attributes:
         origins: The sites where the disagreement began.
         twins: The same tensor, computed with other roundings.
+        rewritten: Whether an operator with changed constants has been passed since, which could
+            have taken the value back into true units.
     """
 
     origins: tuple[str, ...]
     twins: tuple[Tensor, ...] = ()
+    rewritten: bool = False
 
 
 class Follower(Walk):  # type: ignore[no-untyped-call]
@@ -75,6 +80,8 @@ class Follower(Walk):  # type: ignore[no-untyped-call]
     Attributes:
         sites: Those that agree, by name, the worst of each.
         lost: Those where a disagreement began.
+        proved: Those of them that no units explain: what is computed of their values agrees again,
+            though nothing that the fold changed was in between (a Relu took the fault away).
     """
 
     def __init__(
@@ -88,6 +95,7 @@ class Follower(Walk):  # type: ignore[no-untyped-call]
         self._generator = torch.Generator().manual_seed(0)
         self.sites: dict[str, SiteResult] = {}
         self.lost: dict[str, SiteResult] = {}
+        self.proved: list[str] = []
 
     def doubt(self, value: Tensor) -> Doubt | None:
         """What is known of a tensor that agrees with none; None where it does."""
@@ -110,21 +118,23 @@ class Follower(Walk):  # type: ignore[no-untyped-call]
         """Holds the result against the reference's values."""
         if not step.varies:
             return
-        site = self._site(step, call)
+        site, inherited = self._site(step, call), self._inherited(step, call)
         for value in _tensors(result):
             self._made_by[value] = site
-        origins = self._origins(step, call)
+        origins = inherited.origins
         made = first_float(result)
         if self._changes(step) and not self._again and self._tape is None:
             self._again = self._computed_again(step, call)
         agreed = False
         if made is not None and step.computes and self._tape is not None:
             agreed = self._agrees(step, made)
+            if agreed and not inherited.rewritten and _is_alive(made):
+                self.proved += [name for name in origins if self._is_sure(name)]
             if not agreed and not origins:
                 origins = (site,)
             if not agreed and self._changes(step) and not self._again:
                 self._again = self._computed_again(step, call)
-        self._note(result, made if agreed else None, origins)
+        self._note(result, made if agreed else None, replace(inherited, origins=origins))
 
     def _site(self, step: Step, call: Arguments) -> str:
         if step.constants:
@@ -132,21 +142,28 @@ class Follower(Walk):  # type: ignore[no-untyped-call]
         known = [self._made_by[v] for v in _tensors(call) if v in self._made_by]
         return known[-1] if known else step.name
 
-    def _origins(self, step: Step, call: Arguments) -> tuple[str, ...]:
-        doubts = [self._doubts.get(v) for v in _tensors(call)]
-        names = [name for doubt in doubts if doubt is not None for name in doubt.origins]
-        if names and self._changes(step):
+    def _inherited(self, step: Step, call: Arguments) -> Doubt:
+        """What is known of the arguments."""
+        found = [self._doubts.get(v) for v in _tensors(call)]
+        doubts = [doubt for doubt in found if doubt is not None]
+        names = [name for doubt in doubts for name in doubt.origins]
+        changes = self._changes(step)
+        if names and changes:
             names.append(step.name)
-        return tuple(dict.fromkeys(names))
+        rewritten = any(doubt.rewritten for doubt in doubts) or bool(names and changes)
+        return Doubt(tuple(dict.fromkeys(names)), (), rewritten)
 
-    def _note(self, result: Any, right: Tensor | None, origins: tuple[str, ...]) -> None:
+    def _is_sure(self, name: str) -> bool:
+        return name in self.lost and self.lost[name].ratio > SURE and name not in self.proved
+
+    def _note(self, result: Any, right: Tensor | None, doubt: Doubt) -> None:
         """Remembers which results are in doubt, and with what twins."""
         twins = list(zip(*(_tensors(twin) for twin in self._again), strict=True))
         for i, value in enumerate(_tensors(result)):
-            if value is right or not (origins or twins):
+            if value is right or not (doubt.origins or twins):
                 self._doubts.pop(value, None)
             else:
-                self._doubts[value] = Doubt(origins, twins[i] if twins else ())
+                self._doubts[value] = replace(doubt, twins=twins[i] if twins else ())
         self._again = []
 
     # ---- twins ----
@@ -184,7 +201,7 @@ class Follower(Walk):  # type: ignore[no-untyped-call]
         return value.clone() if is_written else value
 
     def _shaken(self, value: Tensor) -> Tensor:
-        size = ROUNDINGS * self._rounding.steps * self._rounding.unit(self.holder(value))
+        size = ROUNDINGS * math.sqrt(self._rounding.steps) * self._rounding.unit(self.holder(value))
         drawn = torch.rand(value.shape, generator=self._generator, dtype=value.dtype)
         return value * (1 + size * (2 * drawn - 1))
 
@@ -264,6 +281,12 @@ class Follower(Walk):  # type: ignore[no-untyped-call]
             )  # fmt: skip
 
         return compare
+
+
+def _is_alive(value: Tensor) -> bool:
+    """Whether at least half of the channels of a value are not zero."""
+    sizes = norms(value.numpy(), 1 if value.dim() > 1 else 0)
+    return float(np.mean(sizes > 0)) >= 0.5
 
 
 def drift_of(value: Tensor, twins: Sequence[Tensor]) -> float:

@@ -123,6 +123,10 @@ class _Pair:
             alone, again = self._followed(feed, None)
             if _fault(alone, right, again) is None:
                 fault = None
+        if fault is None and follower.proved:
+            first = follower.lost[follower.proved[0]]
+            fault = first.site, (f"its values are off by {first.error:.2g} in float64, where"
+                                 f" rounding the weights explains {first.bound:.2g}")  # fmt: skip
         if fault is None:
             return _Found(follower.sites, follower.lost)
         return _Found(follower.sites, follower.lost, *fault)

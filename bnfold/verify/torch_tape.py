@@ -208,7 +208,7 @@ class Tape(Walk):  # type: ignore[no-untyped-call]
         self._by_storage: dict[int, list[Value]] = {}
         self._room = MOST_BYTES
 
-    def before(self, step: Step, call: Arguments) -> None:
+    def before(self, step: Step, call: Arguments) -> None:  # noqa: ARG002
         """Values that are written over are copied first."""
         if not step.func._schema.is_mutable:
             return
@@ -216,7 +216,7 @@ class Tape(Walk):  # type: ignore[no-untyped-call]
             for kept in self._by_storage.pop(storage_of(target), ()):
                 kept.value = kept.value.clone()
 
-    def took(self, step: Step, call: Arguments, result: Any) -> None:
+    def took(self, step: Step, call: Arguments, result: Any) -> None:  # noqa: ARG002
         """Keeps what was computed."""
         made = first_float(result)
         if made is None or not step.varies:
