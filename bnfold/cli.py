@@ -16,7 +16,14 @@ import click
 from bnfold import __version__
 from bnfold import cli_options as options
 from bnfold.ci import announce_error
-from bnfold.cli_output import Reports, Screen, abandon_stdout, read_report, show_result
+from bnfold.cli_output import (
+    Reports,
+    Screen,
+    abandon_stdout,
+    read_report,
+    reproduced,
+    show_result,
+)
 from bnfold.errors import BnfoldError, UsageError
 from bnfold.progress import progress
 from bnfold.report.text import one_line, render_check, render_explain
@@ -24,7 +31,6 @@ from bnfold.report.text import one_line, render_check, render_explain
 if TYPE_CHECKING:
     from bnfold.report.envelope import Envelope
     from bnfold.report.model import Report
-    from bnfold.verify.result import CheckResult
 
 INTERNAL_ERROR, INTERRUPTED, BROKEN_PIPE = 70, 130, 141
 
@@ -154,17 +160,19 @@ def explain(
 @options.report
 @options.debug
 def check(
-    reference: str, candidate: str, reports: tuple[str, ...], inputs: tuple[str, ...], **given: Any
-) -> None:
+    reference: str, candidate: str, reports: tuple[str, ...], inputs: tuple[str, ...],
+    reproducer: str | None, **given: Any,
+) -> None:  # fmt: skip
     """Check that CANDIDATE says the same as REFERENCE on each provider."""
     out = Reports.of(reports, reference, candidate)
     from bnfold import api
+    from bnfold.report.envelope import Envelope
 
     with progress(True) as tell:
-        result = api.check(
-            reference, candidate, inputs=list(inputs) or None, on_progress=tell, **given
-        )
-    _show_check(result, out)
+        result = api.check(reference, candidate, inputs=list(inputs) or None,
+                           reproducer=reproducer, on_progress=tell, **given)  # fmt: skip
+    failed = result.verdict.value == "fail"  # else no reproducer was written
+    _show_check(Envelope(check=result, reproducer=reproducer if failed else None), out)
 
 
 @main.command(short_help="Judge a stored report again.")
@@ -184,7 +192,7 @@ def rejudge(stored: str, reports: tuple[str, ...], **given: Any) -> None:
     if found.check is None:
         met = "there is no check in it"
         raise UsageError(met, file=stored, todo="give the report of a check")
-    _show_check(judge(found.check, **given), out, found)
+    _show_check(replace(found, check=judge(found.check, **given)), out)
 
 
 @main.command(short_help="Say what this machine can check on.")
@@ -204,13 +212,13 @@ def doctor(as_json: bool) -> None:
     screen.show(text)
 
 
-def _show_check(result: CheckResult, out: Reports, found: Envelope | None = None) -> None:
-    from bnfold.report.envelope import Envelope
-
-    screen = out.screen
-    screen.show(render_check(result, color=screen.color, width=screen.width))
-    out.write(Envelope(check=result) if found is None else replace(found, check=result))
-    result.raise_for_status()
+def _show_check(found: Envelope, out: Reports) -> None:
+    assert found.check is not None
+    out.screen.show(render_check(found.check, color=out.screen.color, width=out.screen.width))
+    if found.reproducer is not None:
+        out.screen.show(reproduced(found.reproducer))
+    out.write(found)
+    found.check.raise_for_status()
 
 
 # ---- --fail-on-kept ----

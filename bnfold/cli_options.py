@@ -93,6 +93,7 @@ checking = _some_of((
     gates,
     click.option(
         "--reproducer", metavar="DIR", default=None,
-        help="Where to write both models, inputs and a script, should the check fail.",
+        help="Where to write both models, inputs and a script, should the check fail.  [default: "
+        "<stem of OUT>.reproducer beside OUT for optimize, nowhere for check]",
     ),
 ))  # fmt: skip

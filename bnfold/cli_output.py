@@ -67,11 +67,18 @@ def show_result(result: OptimizeResult, target: str, screen: Screen) -> None:
     screen.show(render_report(report, color=screen.color, width=screen.width) + "\n")
     if check:
         screen.show(render_check(check, color=screen.color, width=screen.width))
-    for line in (rolled_back(result.dropped), _reproduced(result)):
-        if line:
-            screen.show(one_line(line))
+    if result.dropped:
+        screen.show(one_line(rolled_back(result.dropped)))
+    if result.reproducer is not None:
+        screen.show(reproduced(result.reproducer))
     checked, folded = check is not None, bool(report.folded)
     screen.show(render_outcome(target, written=result.written, checked=checked, folded=folded))
+
+
+def reproduced(folder: str) -> str:
+    """Where what failed can be seen again."""
+    script = Path(folder) / "reproduce.py"
+    return one_line(f"the check that failed can be seen again: python {script}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,10 +153,6 @@ def read_report(path: str) -> Envelope:
     return envelope_from_json(text, path)
 
 
-def _reproduced(result: OptimizeResult) -> str:
-    return f"reproducer in {result.reproducer}" if result.reproducer else ""
-
-
 def _write_whole(path: Path, text: str) -> None:
     if path.exists() and not path.is_file():
         path.write_text(text)  # a pipe or a device; replacing it would remove it
@@ -169,10 +172,10 @@ def _unwritable(path: str, error: OSError) -> WriteError:
 
 
 def refuse_overwriting(report: str | None, *models: str) -> None:
-    """A report at the place of a model would destroy it."""
+    """A report at the place of a model, or of the report that is judged again, destroys it."""
     if report in (None, "-"):
         return
     for model in models:
         if os.path.realpath(report) == os.path.realpath(model):
-            raise UsageError("the report would overwrite the model", file=report,
+            raise UsageError("the report would overwrite what it is about", file=report,
                              todo="choose another file for --report")  # fmt: skip

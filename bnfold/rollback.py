@@ -7,7 +7,7 @@ with a guilty one. What failed is written down as a reproducer before anything i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -124,10 +124,10 @@ class Checked:
     def run(self) -> Outcome:
         """The last fold, and what the check said of it."""
         folded = self._fold(self._dropped)
-        if not folded.report.folded and not self.always:
-            return Outcome(folded, None)  # the same graph again: there is nothing to check
+        if not self._needs_check(folded):
+            return Outcome(folded, None)  # the same graph again
         said = self._judge(folded, "ABCD", self.reproducer)
-        if said.verdict is not Verdict.FAIL or not folded.report.folded:
+        if said.verdict is not Verdict.FAIL:
             return Outcome(folded, said)
         while said.verdict is Verdict.FAIL and len(self._dropped) < MOST:
             guilty = self._guilty(folded, said)
@@ -135,9 +135,14 @@ class Checked:
                 break
             self._dropped.update(guilty)
             folded = self._fold(self._dropped)
+            if not self._needs_check(folded):
+                break  # every fold was wrong; that the model agrees with itself would say nothing
             said = self._judge(folded, "ABCD", None)
         names = tuple(folded.planned.described.graph.operators[i].name for i in self._dropped)
         return Outcome(folded, said, names, self.reproducer)
+
+    def _needs_check(self, folded: FoldedFile) -> bool:
+        return bool(folded.report.folded) or self.always
 
     def _fold(self, refused: Mapping[int, Kept]) -> FoldedFile:
         return fold_file(self.source, self.target, self.place, self.options, self.tell, refused)
@@ -150,51 +155,63 @@ class Checked:
     # ---- who it was ----
 
     def _guilty(self, folded: FoldedFile, said: CheckResult) -> dict[int, Kept]:
-        """The steps to take back: those that the named operator absorbed, else by bisection."""
-        for name in _named(said, folded.place):
-            index = _operator(folded, name)
-            if index is not None:
-                return self._blamed(folded, index, name)
-        step = self._bisected(folded)
-        if step is None:
-            return {}
-        name = folded.planned.described.graph.operators[step].name
-        return {step: Kept(step, Reason.ROLLED_BACK, (name,))}
+        """The steps to take back: those that named operators absorbed, else one by bisection."""
+        wrong = _wrong_tensors(said, folded.place)
+        absorbed = {index for tensor in wrong for index in _operators_of(folded, tensor)}
+        folds = folded.planned.plan.folds
+        steps = [fold.step for fold in folds if absorbed.intersection(fold.into)]
+        if not steps:
+            failing = "".join({tier.tier for tier in said.tiers if tier.verdict is Verdict.FAIL})
+            steps = self._bisected(folded, failing)
+        return {step: _taken_back(folded, step) for step in steps}
 
-    def _blamed(self, folded: FoldedFile, index: int, name: str) -> dict[int, Kept]:
-        fault = FoldRefusedError(index, Reason.ROLLED_BACK, "")
-        graph, plan = folded.planned.described.graph, folded.planned.plan
-        into = {fold.step for fold in plan.folds if index in fold.into}
-        found = {step: Kept(step, Reason.ROLLED_BACK, (name,)) for step in into}
-        return found or dict(refusals(graph, plan, fault))
-
-    def _bisected(self, folded: FoldedFile) -> int | None:
+    def _bisected(self, folded: FoldedFile, tiers: str) -> list[int]:
         """The last of the shortest run of folds with which the check fails."""
         steps = sorted(fold.step for fold in folded.planned.plan.folds)
         good, bad = 0, len(steps)
         while bad - good > 1:
             middle = (good + bad) // 2
             self.tell("looking for the fold that is wrong", None)
-            left_out = {s: Kept(s, Reason.ROLLED_BACK, ("bisection",)) for s in steps[middle:]}
+            left_out = {step: _taken_back(folded, step) for step in steps[middle:]}
             tried = self._fold({**self._dropped, **left_out})
             fails = bool(tried.report.folded) and (
-                self._judge(tried, "CD", None).verdict is Verdict.FAIL
+                self._judge(tried, tiers, None).verdict is Verdict.FAIL
             )
             good, bad = (good, middle) if fails else (middle, bad)
-        return steps[bad - 1] if steps else None
+        return steps[bad - 1 : bad]
 
 
-def _named(said: CheckResult, candidate: Path) -> Iterator[str]:
-    """Operators that tiers A and B call wrong, the surest first."""
-    yield from filter(None, (said.guilty,))
-    for tier in said.tiers:
-        if tier.tier == "A" and tier.verdict is Verdict.FAIL:
-            graph = onnx.load(candidate, load_external_data=False).graph
-            for node in graph.node:
-                if any(f"'{name}'" in tier.message for name in node.input if name):
-                    yield node.name or next(iter(node.output), "")
-
-
-def _operator(folded: FoldedFile, name: str) -> int | None:
+def _taken_back(folded: FoldedFile, step: int) -> Kept:
+    """The step stays; its witness is what its fold went into."""
     operators = folded.planned.described.graph.operators
-    return next((i for i, operator in enumerate(operators) if operator.name == name), None)
+    into = next(fold.into for fold in folded.planned.plan.folds if fold.step == step)
+    names = tuple(operators[index].name for index in into or (step,))
+    return Kept(step, Reason.ROLLED_BACK, names)
+
+
+def _wrong_tensors(said: CheckResult, candidate: Path) -> list[str]:
+    """What tiers A and B call wrong: tensors that operators of the candidate make."""
+    failing = [tier for tier in said.tiers if tier.verdict is Verdict.FAIL]
+    wrong = [site.tensor for t in failing for site in t.sites if site.verdict is Verdict.FAIL]
+    weights = [tier.message for tier in failing if tier.tier == "A"]
+    if not weights:
+        return wrong
+    nodes = onnx.load(candidate, load_external_data=False).graph.node
+    return wrong + [
+        tensor for node in nodes for tensor in node.output
+        if any(f"'{name}'" in message for name in node.input if name for message in weights)
+    ]  # fmt: skip
+
+
+def _operators_of(folded: FoldedFile, tensor: str) -> list[int]:
+    """The operators that are left and make ``tensor``, as the folded file calls it."""
+    described, plan = folded.planned.described, folded.planned.plan
+    gone = {fold.step for fold in plan.folds}
+    found = []
+    for index, operator in enumerate(described.graph.operators):
+        site = described.sites[index]
+        made = {described.values[value].name for value in operator.outputs}
+        made |= set() if site is None else {value.name for value in site.node.outputs}
+        if tensor in made and index not in gone:
+            found.append(index)
+    return found

@@ -11,6 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 
+import bnfold
 from bnfold.errors import InconclusiveError, ProviderError
 from bnfold.verify.diagnosis import Diagnosis, Tried
 from bnfold.verify.doctor import diagnose
@@ -146,6 +147,13 @@ def test_float16_is_float16_throughout() -> None:
     assert y.dtype == np.float16
     assert np.linalg.norm(y - right) < 0.02 * np.linalg.norm(right)
     assert model.graph.initializer[0].data_type == onnx.TensorProto.FLOAT
+
+
+@pytest.mark.parametrize("name", ["mlp", "resnet"])
+def test_the_nets_of_16_bits_have_something_to_fold(name: str, tmp_path: Path) -> None:
+    _, fp16 = gpu_check.modes_of_onnx(CPU, [])
+    model = to_half(onnx.load(gpu_check.exported(name, fp16, tmp_path)))
+    assert bnfold.fold(model).report.folded
 
 
 def test_integers_stay_integers() -> None:

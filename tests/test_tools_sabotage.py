@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,13 +14,13 @@ import pytest
 from models.export import export_onnx
 from tools.sabotage import by_check, main
 from tools.sabotage_cases import FELT, Judge, Sabotage, Subject
-from tools.sabotage_defects import DEFECTS, Defect
+from tools.sabotage_defects import DEFECTS, HARD_DEFECTS, Defect
 from tools.sabotage_graph import Draft, NoSiteError, distance, outputs, sample
 from tools.sabotage_matrix import Case, Matrix, Said, Skipped
 from tools.sabotage_peers import TOOLS, by_bnfold
-from tools.sabotage_rewrites import REWRITES
+from tools.sabotage_rewrites import HARD_REWRITES, REWRITES
 
-BY_NAME = {defect.name: defect for defect in DEFECTS}
+BY_NAME = {defect.name: defect for defect in (*DEFECTS, *HARD_DEFECTS)}
 FEW = ("bias-sign", "channel-times-1.001", "epsilon-forgotten", "relu-dropped")
 
 
@@ -75,7 +76,8 @@ def test_a_judge_that_crashes_is_an_error(nets: dict[str, Subject]) -> None:
         raise ValueError("broken")
 
     (case,) = matrix(nets["mlp"], crash, ("bnfold",)).cases
-    assert (case.outcome, case.said.message) == ("error", "ValueError: broken")
+    assert case.outcome == "error"
+    assert re.fullmatch(r"ValueError \(test_tools_sabotage.py:\d+\): broken", case.said.message)
 
 
 # ---- defects ----
@@ -135,15 +137,27 @@ def test_planting_leaves_the_fold_as_it_is(nets: dict[str, Subject]) -> None:
     assert folded.SerializeToString() == before
 
 
+def test_what_is_not_promised_is_asked_for(nets: dict[str, Subject]) -> None:
+    def names(hard: bool, only: tuple[str, ...] = ()) -> set[str]:
+        found = Sabotage(nets["mlp"], always("pass"), 0, only, hard=hard).run()
+        return {case.name for case in found}
+
+    assert names(True) - names(False) == {
+        *(defect.name for defect in HARD_DEFECTS), *HARD_REWRITES,
+        *(f"{name}-in-reference" for name in HARD_REWRITES),
+    }  # fmt: skip
+    assert names(False, ("bias-off-by-1e-5",)) == {"bias-off-by-1e-5"}
+
+
 # ---- right folds ----
 
 
-@pytest.mark.parametrize("name", REWRITES)
+@pytest.mark.parametrize("name", [*REWRITES, *HARD_REWRITES])
 def test_a_rewrite_changes_nothing(nets: dict[str, Subject], name: str) -> None:
     subject = nets["mlp" if name == "gemm-turned" else "resnet"]
     folded, feed = by_bnfold(subject.model), sample(subject.model, 0)
     draft = Draft(folded)
-    REWRITES[name](draft, np.random.default_rng(1))
+    {**REWRITES, **HARD_REWRITES}[name](draft, np.random.default_rng(1))
     onnx.checker.check_model(draft.model, full_check=True)
     assert draft.model.SerializeToString() != folded.SerializeToString()
     assert distance(outputs(folded, feed), outputs(draft.model, feed)) < 1e-12

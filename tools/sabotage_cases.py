@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import onnx
 from numpy.random import Generator
 
 from bnfold.errors import InconclusiveError
-from tools.sabotage_defects import DEFECTS, Defect
+from tools.sabotage_defects import DEFECTS, HARD_DEFECTS, Defect
 from tools.sabotage_graph import (
     F64,
     Draft,
@@ -28,7 +29,7 @@ from tools.sabotage_graph import (
 )
 from tools.sabotage_matrix import Case, Said, Skipped
 from tools.sabotage_peers import TOOLS, TORCH, by_bnfold
-from tools.sabotage_rewrites import REWRITES
+from tools.sabotage_rewrites import HARD_REWRITES, REWRITES
 
 # A defect must move the outputs by so many times what half an ulp on the same weights does.
 FELT = 32.0
@@ -37,6 +38,8 @@ RIGHT = 64.0
 # Float64 itself, with room to spare; where a defect changes no weight it is held against this.
 FLOOR = 2.0**-40
 TRIES = 12
+IN_REFERENCE = "-in-reference"
+HARD = {*HARD_REWRITES, *(defect.name for defect in HARD_DEFECTS)}
 PEERS = ("onnxsim", "onnxruntime-basic")
 
 
@@ -95,6 +98,7 @@ class Sabotage:
         seed: For the sites.
         only: Names of tools, rewrites and defects; all where empty.
         save: Where to keep the pairs that were not told; None for nowhere.
+        hard: Also what the check does not promise to tell.
     """
 
     subject: Subject
@@ -102,20 +106,24 @@ class Sabotage:
     seed: int = 0
     only: tuple[str, ...] = ()
     save: Path | None = None
+    hard: bool = False
 
     def run(self) -> Iterator[Case | Skipped]:
         """All cases of the model."""
         feed = sample(self.subject.model, self.seed)
         yield from self._right_folds(feed)
         yield from self._rewrites()
-        wanted = [defect for defect in DEFECTS if self._wanted(defect.name)]
+        every = (*DEFECTS, *HARD_DEFECTS)
+        wanted = [defect for defect in every if self._wanted(defect.name)]
         yield from self.wrong_folds("bnfold", wanted, feed)
         # Half of them into each peer's fold, and with the next seed into the other's.
         for turn, origin in enumerate(PEERS, start=self.seed):
             yield from self.wrong_folds(origin, wanted[turn % 2 :: 2], feed)
 
     def _wanted(self, name: str) -> bool:
-        return not self.only or name in self.only
+        if self.only:
+            return name in self.only
+        return self.hard or name.removesuffix(IN_REFERENCE) not in HARD
 
     def _skip(self, name: str, origin: str, why: object) -> Skipped:
         return Skipped(self.subject.name, name, origin, _line(why))
@@ -162,8 +170,8 @@ class Sabotage:
         """Of the fold, and of the unfolded model: what one side has the other may lack."""
         reference = self.subject.model
         folded = by_bnfold(reference)
-        for name, rewrite in REWRITES.items():
-            for side in ("", "-in-reference"):
+        for name, rewrite in {**REWRITES, **HARD_REWRITES}.items():
+            for side in ("", IN_REFERENCE):
                 if not self._wanted(name + side):
                     continue
                 draft = Draft(reference if side else folded)
@@ -231,7 +239,7 @@ class Sabotage:
         try:
             said = self.judge(reference, candidate)
         except Exception as error:
-            said = Said("error", f"{type(error).__name__}: {_line(error)}")
+            said = Said("error", f"{type(error).__name__} {_place(error)}: {_line(error)}")
         seconds = time.perf_counter() - start
         case = Case(
             self.subject.name, name, origin, right, site, felt, said, seconds, self.seed
@@ -251,3 +259,9 @@ def _graph(model: onnx.ModelProto) -> list[bytes]:
 
 def _line(error: object) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def _place(error: BaseException) -> str:
+    """Where it was raised."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"({Path(frame.filename).name}:{frame.lineno})"

@@ -275,3 +275,9 @@ DEFECTS: tuple[Defect, ...] = (
     Defect("add-reads-another", _another_read),
     *(Defect(name, _refolded(change), True) for name, change in STATISTICS.items()),
 )
+# Smaller than what the check promises to see.
+HARD_DEFECTS: tuple[Defect, ...] = (
+    Defect("bias-off-by-1e-5", _bias(_times(1.00001))),
+    Defect("channel-times-1.00001", _weight(_one_channel(1.00001))),
+    Defect("weight-times-1.00001", _weight(_times(1.00001))),
+)

@@ -186,6 +186,11 @@ REWRITES: Mapping[str, Rewrite] = MappingProxyType(
         "dead-branch-added": _dead_branch,
         "gemm-turned": _gemm_turned,
         "bias-as-add": _bias_as_add,
+    }
+)
+# The same function, but no fold: tensors of one name hold other numbers.
+HARD_REWRITES: Mapping[str, Rewrite] = MappingProxyType(
+    {
         "in-other-units": _in_other_units,
         "channels-permuted": _permuted,
     }

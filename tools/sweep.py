@@ -2,9 +2,10 @@
 
     python -m tools.sweep FOLDER|MODEL.onnx ... [--no-check] [--samples N]
 
-For each model: its steps, how many folded, the verdict of the check, and the linear operators that
-are still directly followed by a step that could go into them, by a count of its own on the written
-file. Exits with 1 if a check fails or such a pair is left.
+For each model: its steps, how many folded, the verdict of the check and the smallest error that its
+tiers would have caught, and the linear operators that are still directly followed by a step that
+could go into them, by a count of its own on the written file. Exits with 1 if a check fails or such
+a pair is left.
 """
 
 from __future__ import annotations
@@ -92,9 +93,11 @@ def sweep(path: Path, check: bool, samples: int) -> bool:
     report = result.report
     norms = sum(step.op_type == "BatchNormalization" for step in report.kept)
     verdict = "unchecked" if result.check is None else result.check.verdict.value
+    tiers = () if result.check is None else result.check.tiers
+    caught = ", ".join(f"{t.tier} {t.caught:.1e}" for t in tiers if t.caught is not None)
     print(f"{path.stem:36} {len(report.steps):5} steps {len(report.folded):5} folded "
-          f"{len(report.kept):4} kept ({norms} BatchNormalization) {verdict:12} {seconds:6.1f} s",
-          flush=True)  # fmt: skip
+          f"{len(report.kept):4} kept ({norms} BatchNormalization) {verdict:12} {seconds:6.1f} s"
+          f"{' caught ' if caught else ''}{caught}", flush=True)  # fmt: skip
     if verdict not in ("pass", "unchecked") and result.check is not None:
         print(f"    {result.check.message}")
     for pair in left:

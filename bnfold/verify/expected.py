@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 F64 = NDArray[np.float64]
 
+# Some roundings of float64, relative.
+FLOAT64 = 2.0**-48
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Held:
@@ -37,6 +40,15 @@ class Held:
         with np.errstate(all="ignore"):
             u: F64 = (value - shift) / np.where(scale == 0, np.nan, scale)
         return u
+
+    def blur(self, value: F64) -> F64:
+        """What float64 leaves of `stored`, where ``value - shift`` cancels."""
+        if self.scale is None or self.shift is None:
+            return np.zeros(())
+        scale, shift = self._shaped(self.scale, value), self._shaped(self.shift, value)
+        with np.errstate(all="ignore"):
+            lost = FLOAT64 * (np.abs(value) + np.abs(shift)) / np.abs(scale)
+        return np.where(np.isfinite(lost), lost, 0.0)
 
     def _shaped(self, channels: F64, value: F64) -> F64:
         if channels.size == 1:

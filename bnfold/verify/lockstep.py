@@ -129,6 +129,13 @@ class Pairing:
         """Remembers what ``name`` holds, for the operators behind it."""
         self._partner[name] = reference
 
+    def does_the_same(self, node: Any, twin: Any) -> bool:
+        """Whether ``node`` of the candidate reads what ``twin`` of the reference does, likewise."""
+        if twin is None or node.onnx_node.op_type != twin.onnx_node.op_type:
+            return False
+        pairs = zip(node.input, twin.input, strict=False)
+        return all(self._partner.get(own, other) == other for own, other in pairs)
+
     def settled(self, names: Iterable[str]) -> list[str]:
         """Those of ``names`` that no tensor of the candidate is called."""
         return [name for name in names if name not in self._names]

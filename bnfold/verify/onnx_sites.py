@@ -7,8 +7,9 @@ travel: the first site beyond its bound is the guilty one.
 
 In a candidate of unknown origin a tensor may stand for another value than its name says, or be
 stored in other units. Such a tensor is left as it is, and what is computed from it is judged in its
-turn; only if no later tensor agrees, up to an output, `bnfold.verify.drift` decides. A tensor of
-the same name that is nearly the same, half of its channels right, is the same value gone wrong.
+turn; only if no later tensor agrees, up to an output, `bnfold.verify.drift` decides. What a weight
+makes is the same value gone wrong if it is nearly the same and half of its channels are right, and
+so is what nothing behind it can have taken back (`bnfold.verify.suspects`).
 """
 
 from __future__ import annotations
@@ -23,22 +24,19 @@ from bnfold.verify.bounds import F64, Operation, channel_axis, norms
 from bnfold.verify.drift import drifted
 from bnfold.verify.expected import Expected, Held
 from bnfold.verify.judge import Verdict
-from bnfold.verify.lockstep import (
-    Pairing,
-    Tape,
-    floats,
-    operation,
-    relative,
-)
+from bnfold.verify.lockstep import Pairing, Tape, floats, operation, relative
 from bnfold.verify.models import LoadedModel
 from bnfold.verify.oracle import Oracle, label
 from bnfold.verify.result import SiteResult, TierResult
 from bnfold.verify.site_noise import Limit, Noise
 from bnfold.verify.subject import Feeds
+from bnfold.verify.suspects import MOST, Origins, Suspects
 
 # Beyond so many times its bound, and so near that it is the same value in the same units, a tensor
 # is wrong without further ado.
 SURE, NEAR = 4.0, 0.25
+# A channel this much smaller than the largest says nothing about the others.
+ALIVE = 2.0**-10
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +86,28 @@ def judge_sites(
     return walk.result()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Match:
+    """A tensor of the reference, and how one of the candidate agrees with it.
+
+    ``agreeing`` is the share of channels that do; ``weighted`` says whether a weight is behind it.
+    """
+
+    held: Held
+    true: Any
+    site: SiteResult | None = None
+    agreeing: float = 1.0
+    weighted: bool = False
+
+    @property
+    def wrong(self) -> bool:
+        return self.site is not None and self.site.verdict is Verdict.FAIL
+
+    @property
+    def error(self) -> float:
+        return 0.0 if self.site is None else self.site.error
+
+
 class _Walk:
     def __init__(
         self, reference: Oracle, candidate: Oracle, pairing: Pairing, feeds: Feeds, unit: float,
@@ -100,10 +120,7 @@ class _Walk:
         self.fixed = set(candidate.constants) | {""}
         self.sites: list[SiteResult] = []
         self.unpaired: list[str] = []
-        self.agreeing: dict[str, float] = {}  # the share of channels that agree
-        self.tainted: set[str] = set()
-        self.suspects: list[int] = []
-        self.local: set[int] = set()
+        self.suspects = Suspects(self.tape)
         self.outputs: dict[str, Any] = {}
 
     def run(self) -> Iterator[int]:
@@ -112,85 +129,98 @@ class _Walk:
             if self.fixed.issuperset(node.input) and not node.need_context():
                 self.fixed.update(node.output)
             else:
-                taint = not self.tainted.isdisjoint(node.input)
+                origins = self.suspects.inherited(node, values, self.fixed)
                 for name in filter(None, node.output):
-                    self._tensor(node, name, values, taint)
+                    self._tensor(node, name, values, origins)
             yield done
         self.tape.finish()
 
     # ---- one tensor ----
 
-    def _tensor(self, node: Any, name: str, values: dict[str, Any], taint: bool) -> None:
+    def _tensor(self, node: Any, name: str, values: dict[str, Any], origins: Origins) -> None:
         value = values.get(name)
         options = self.pairing.alternatives(node, name)
-        found = self._partner(node, name, value, options, values)
+        found = self._match(node, name, value, options, values)
         if found is None:
             self.unpaired.append(name)
-            done = operation(node, values, self.fixed)
-            self.noise.pass_on(node, name, done, value)
-            if taint:
-                self.tainted.add(name)
+            self.noise.pass_on(node, name, operation(node, values, self.fixed), value)
+            self.suspects.reached(name, origins)
             return
-        held, true, site = found
-        self.pairing.paired(name, held.reference)
+        twin = self.tape.nodes.get(found.held.reference)
+        if not self.pairing.does_the_same(node, twin):
+            origins = dict.fromkeys(origins, True)
+        self.pairing.paired(name, found.held.reference)
         if name in self.reference.outputs:
             self.outputs[name] = self.tape.value(name)
-        if site is not None:
-            self.sites.append(site)
-        if site is not None and site.verdict is Verdict.FAIL and not self.planned:
-            self.tainted.add(name)
-            self.suspects.append(len(self.sites) - 1)
-            if name == held.reference and self.agreeing[name] >= 0.5:
-                self.local.add(len(self.sites) - 1)
+        if found.site is not None:
+            self.sites.append(found.site)
+        if found.wrong and not self.planned:
+            self.noise.pass_on(node, name, operation(node, values, self.fixed), value)
+            self.suspects.disagrees(
+                name, origins, len(self.sites) - 1, found.agreeing, weighted=found.weighted
+            )
         else:
-            values[name] = _substitute(true, value)
+            self._agreed(node, name, values, origins, found)
         for spent in self.pairing.settled(option.reference for option in options):
             self.tape.forget(spent)
 
-    def _partner(
+    def _agreed(
+        self, node: Any, name: str, values: dict[str, Any], origins: Origins, found: _Match
+    ) -> None:
+        if found.site is not None and found.agreeing >= MOST:
+            self.suspects.agrees(origins)
+        value, true = values[name], found.true
+        told = np.isfinite(true) if floats(true) is not None else np.ones(1, bool)
+        if not told.all():
+            # What is not known of is left as it is, with its rounding.
+            self.noise.pass_on(node, name, operation(node, values, self.fixed), value, ~told)
+        values[name] = true if told.all() else np.where(told, true, value)
+
+    def _match(
         self, node: Any, name: str, value: Any, options: list[Held], values: dict[str, Any]
-    ) -> tuple[Held, Any, SiteResult | None] | None:
+    ) -> _Match | None:
         """The first that agrees, else the one that is nearest."""
-        best: tuple[Held, Any, SiteResult | None] | None = None
+        best: _Match | None = None
         done = operation(node, values, self.fixed) if options else None
         for held in options:
             true = self.tape.value(held.reference)
             if not _alike(true, value):
                 continue
-            true = held.stored(true) if floats(true) is not None else true
             if floats(true) is None or done is None:
-                return held, true, None
-            site = self._site(node, value, true, held, done, name)
-            if site.verdict is Verdict.PASS:
-                return held, true, site
-            if best is None or best[2] is None or site.error < best[2].error:
-                best = held, true, site
+                return _Match(held, true)
+            match = self._site(node, value, true, held, done, name)
+            if not match.wrong:
+                return match
+            if best is None or match.error < best.error:
+                best = match
         return best
 
     def _site(
         self, node: Any, value: F64, true: F64, held: Held, done: Operation, name: str
-    ) -> SiteResult:
+    ) -> _Match:
+        blur, true = held.blur(true), held.stored(true)
         if self.noise.exact(node, done) and np.array_equal(value, true):
-            self.agreeing[name] = 1.0
-            return SiteResult(label(node), done.op_type, name, held.reference, Verdict.PASS,
+            site = SiteResult(label(node), done.op_type, name, held.reference, Verdict.PASS,
                               error=0.0, bound=0.0, ratio=0.0)  # fmt: skip
-        value, clean, apart = _told(value, true)
+            return _Match(held, true, site, float(value.any()))
+        told, clean, apart = _told(value, true)
         lost = not bool(np.isfinite(apart).all())
         apart = np.nan_to_num(apart, nan=0.0, posinf=0.0, neginf=0.0) if lost else apart
         axis = channel_axis(done.op_type, value.ndim)
         far = norms(apart, axis)
-        limit = self.noise.limit(node, done, value, held.reference)
-        ratios = far / np.maximum(limit.norms, 1e-200)
+        limit = self.noise.limit(node, done, told, held.reference)
+        blurred = norms(np.broadcast_to(blur, value.shape), axis) if blur.any() else 0.0
+        ratios = far / np.maximum(limit.norms + blurred, 1e-200)
         worst = int(np.argmax(ratios))
         ratio = np.inf if lost else float(ratios[worst])
-        self.agreeing[name] = float((ratios <= 1.0).mean())
-        return SiteResult(
+        site = SiteResult(
             label(node), done.op_type, name, held.reference,
             Verdict.PASS if ratio <= 1.0 else Verdict.FAIL,
             error=relative(apart, clean), bound=relative(limit.norms, clean), ratio=ratio,
             channel=worst if axis is not None else None,
             caught=self._caught(far, limit) if limit.weighted else None,
         )  # fmt: skip
+        return _Match(held, true, site, _agreeing(ratios, norms(clean, axis)), limit.weighted)
 
     def _caught(self, far: F64, limit: Limit) -> float | None:
         """The smallest 2^-k that would be flagged, had the weight a scale of ``1 + 2^-k``."""
@@ -207,7 +237,7 @@ class _Walk:
             site for index, site in enumerate(self.sites)
             if site.verdict is Verdict.PASS or index in guilty
         )  # fmt: skip
-        cleared = [self.sites[i].tensor for i in self.suspects if i not in guilty]
+        cleared = [self.sites[i].tensor for i in self.suspects.found if i not in guilty]
         outputs = {name: self.tape.value(name) for name in self.reference.outputs} | self.outputs
         return SiteCheck(self._tier(sites), (*self.unpaired, *cleared), outputs)
 
@@ -217,9 +247,10 @@ class _Walk:
         if self.planned or not wrong:
             return set(wrong)
         sure = [i for i in wrong if self.sites[i].ratio > SURE and self.sites[i].error < NEAR]
-        if not self.local.isdisjoint(sure):
-            return {min(self.local.intersection(sure))}
-        if self.tainted.isdisjoint(self.candidate.outputs):
+        certain = (self.suspects.local | self.suspects.proved).intersection(sure)
+        if certain:
+            return {min(certain)}
+        if not self.suspects.reach(self.candidate.outputs):
             return set()
         if sure:
             return {sure[0]}
@@ -255,6 +286,12 @@ def _alike(true: Any, value: Any) -> bool:
     return bool(true.shape == value.shape and true.dtype.kind == value.dtype.kind)
 
 
+def _agreeing(ratios: F64, sizes: F64) -> float:
+    """The share of channels that agree, of those that are not next to nothing."""
+    alive = sizes > ALIVE * sizes.max(initial=0.0)
+    return float((ratios[alive] <= 1.0).mean()) if alive.any() else 0.0
+
+
 def _told(value: F64, true: F64) -> tuple[F64, F64, F64]:
     """The candidate's, the reference's, zero where that is not known, and their difference."""
     told = np.isfinite(true)
@@ -262,11 +299,3 @@ def _told(value: F64, true: F64) -> tuple[F64, F64, F64]:
         return value, true, value - true
     value, clean = np.where(told, value, 0.0), np.where(told, true, 0.0)
     return value, clean, value - clean
-
-
-def _substitute(true: Any, value: Any) -> Any:
-    """The reference's value; the candidate's own where that is not known."""
-    if floats(true) is None:
-        return true
-    told = np.isfinite(true)
-    return true if told.all() else np.where(told, true, value)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
+from bnfold.errors import UsageError
 from bnfold.verify.caught import what_was_caught
 from bnfold.verify.ends import judge_ends
 from bnfold.verify.judge import Gates, Measured
@@ -18,10 +20,16 @@ def rejudge(
 
     Args:
         result: What a check found, as ``CheckResult.from_dict`` gives it back.
-        rtol: See `judge.Gates`.
+        rtol: See `judge.Gates`; with None of either the gates are those of the check.
         atol: Likewise.
+
+    Raises:
+        UsageError: A limit is negative or not a number.
     """
-    gates = Gates(rtol, atol)
+    for name, limit in (("rtol", rtol), ("atol", atol)):
+        if limit is not None and not 0 <= limit < math.inf:
+            raise UsageError(f"{name} is {limit}", todo="give a number that is not negative")
+    gates = result.gates if rtol is None and atol is None else Gates(rtol, atol)
     again = replace(result, tiers=tuple(_tiers(result, gates)), gates=gates)
     return replace(again, caught=what_was_caught(again))
 
@@ -39,11 +47,8 @@ def _tiers(result: CheckResult, gates: Gates) -> Iterator[TierResult]:
 
 
 def _measured(result: CheckResult, provider: str) -> list[Measured]:
-    found = {
-        output.output: output.measured
-        for tier in result.tiers
-        if tier.provider == provider
-        for output in tier.outputs
-        if output.measured is not None
-    }
-    return list(found.values())
+    """What was measured of every output on ``provider``; nothing where that of one is missing."""
+    outputs = [o for tier in result.tiers if tier.provider == provider for o in tier.outputs]
+    found = {o.output: o.measured for o in outputs if o.measured is not None}
+    # Tier D alone keeps no errors of floats: judged without them it could not fail for them.
+    return list(found.values()) if found.keys() == {o.output for o in outputs} else []

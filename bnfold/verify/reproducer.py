@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,16 @@ import onnx
 
 from bnfold.errors import WriteError
 from bnfold.verify.models import TWO_GIGABYTES, nbytes
+from bnfold.verify.providers import CPU, NVIDIA, options_for
 from bnfold.verify.samples import Feeds
+from bnfold.verify.subject import RunOptions
+
+WIDTH = 96
+_AS_EVER = RunOptions()
 
 SCRIPT = '''"""Shows how far two models are from what the first says in float64.
 
-    pip install onnx onnxruntime numpy
+    pip install {packages}
     python reproduce.py
 
 {said}
@@ -28,7 +34,8 @@ import onnx
 import onnxruntime as ort
 
 HERE = pathlib.Path(__file__).parent
-PROVIDERS = {providers!r}
+# Providers and their options: they compute as exactly as they can.
+PROVIDERS = {providers}
 # Off, or the runtime folds the reference's BatchNorm itself, and nothing is shown.
 options = ort.SessionOptions()
 options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -44,33 +51,57 @@ def arrays(name):
     return [samples[i] for i in sorted(samples)]
 
 
+def run(model, provider, settings, samples):
+    """The model's outputs, sample by sample."""
+    session = ort.InferenceSession(model, options, providers=[(provider, settings)])
+    if session.get_providers()[0] != provider:
+        raise SystemExit(f"{{provider}} did not start")
+    names = [output.name for output in session.get_outputs()]
+    return [dict(zip(names, session.run(names, sample))) for sample in samples]
+
+
 def error(got, wanted):
     """The norm of the difference over the norm of what is wanted."""
-    apart = np.linalg.norm(got.astype(np.float64) - wanted.astype(np.float64))
-    return apart / max(np.linalg.norm(wanted.astype(np.float64)), 1e-300)
+    if got.shape != wanted.shape:
+        return float("inf")
+    if got.dtype.kind not in "fiub":
+        return float((got != wanted).any())
+    got, wanted = got.astype(np.float64), wanted.astype(np.float64)
+    return np.linalg.norm(got - wanted) / max(np.linalg.norm(wanted), 1e-300)
 
 
-inputs, oracle = arrays("inputs.npz"), arrays("oracle.npz")
-for provider in PROVIDERS:
+def show(model, outputs, wanted):
+    for name in wanted[0]:
+        if isinstance(outputs[0][name], np.ndarray):
+            errors = " ".join(f"{{error(y[name], w[name]):.2g}}" for y, w in zip(outputs, wanted))
+            print(f"  {{model}}: output {{name!r}}: errors {{errors}}")
+
+
+if PROVIDERS.keys() & {{"CUDAExecutionProvider", "TensorrtExecutionProvider"}}:
+    ort.preload_dlls()
+samples, oracle = arrays("inputs.npz"), arrays("oracle.npz")
+reference, candidate = (str(HERE / name) for name in ("reference.onnx", "candidate.onnx"))
+for model in (reference, candidate):
+    onnx.checker.check_model(model)
+for provider, settings in PROVIDERS.items():
     print(provider)
-    for name in ("reference.onnx", "candidate.onnx"):
-        onnx.checker.check_model(str(HERE / name))
-        session = ort.InferenceSession(str(HERE / name), options, providers=[provider])
-        for output in session.get_outputs():
-            errors = []
-            for feeds, wanted in zip(inputs, oracle):
-                got = session.run([output.name], feeds)[0]
-                if output.name in wanted and got.shape == wanted[output.name].shape:
-                    errors.append(error(got, wanted[output.name]))
-            print(f"  {{name}}: output {{output.name!r}}: errors",
-                  " ".join(f"{{e:.2g}}" for e in errors))
+    if provider not in ort.get_available_providers():
+        print("  is not there")
+        continue
+    before = run(reference, provider, settings, samples)
+    after = run(candidate, provider, settings, samples)
+    if oracle:
+        show("reference.onnx", before, oracle)
+    else:
+        print("  what the reference says in float64 is not known; against what it says here:")
+    show("candidate.onnx", after, oracle or before)
 '''
 
 
 def write_reproducer(
     folder: Path, reference: onnx.ModelProto, candidate: onnx.ModelProto,
     feeds: Sequence[Feeds], oracle: Sequence[Mapping[str, Any]], providers: Sequence[str],
-    said: str,
+    said: str, options: RunOptions = _AS_EVER,
 ) -> None:  # fmt: skip
     """Writes both models, the inputs, what the reference says in float64, and a script.
 
@@ -82,6 +113,7 @@ def write_reproducer(
         oracle: Likewise of outputs; samples or outputs that are not known are left out.
         providers: The providers' full names.
         said: What the check said.
+        options: How they ran the models.
 
     Raises:
         WriteError: It can't be written.
@@ -92,13 +124,28 @@ def write_reproducer(
         _save(candidate, folder / "candidate.onnx")
         _save_arrays(folder / "inputs.npz", feeds)
         _save_arrays(folder / "oracle.npz", oracle)
-        text = SCRIPT.format(said=_quoted(said), providers=list(providers))
-        (folder / "reproduce.py").write_text(text, encoding="utf-8")
+        (folder / "reproduce.py").write_text(_script(said, providers, options), encoding="utf-8")
     except OSError as error:
         raise WriteError(
             f"the reproducer can't be written: {error.strerror or error}", file=str(folder),
             todo="choose another place with --reproducer DIR",
         ) from error  # fmt: skip
+
+
+def _script(said: str, providers: Sequence[str], options: RunOptions) -> str:
+    return SCRIPT.format(
+        said="\n".join(wrap(_quoted(said), WIDTH, break_long_words=False)),
+        packages=_packages(providers),
+        providers={name: options_for(name, options) for name in providers},
+    )
+
+
+def _packages(providers: Sequence[str]) -> str:
+    if any(name in NVIDIA for name in providers):
+        return "onnx numpy 'onnxruntime-gpu[cuda,cudnn]'"
+    others = [name for name in providers if name != CPU]
+    runtime = f"and a build of ONNX Runtime with {', '.join(others)}" if others else "onnxruntime"
+    return f"onnx numpy {runtime}"
 
 
 def _quoted(said: str) -> str:

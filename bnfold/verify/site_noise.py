@@ -17,10 +17,12 @@ from bnfold.verify.bounds import (
     norms,
     rounding,
 )
-from bnfold.verify.lockstep import Tape, floats, offset_norms
+from bnfold.verify.lockstep import AFFINE, Tape, floats, offset_norms
 
 # What float64 itself leaves of a tensor, relative: far below what is asked of float32.
 SLACK = 2.0**-40
+# What does not mix channels, nor moves them.
+_KEEPS = AFFINE | {"Relu", "LeakyRelu", "PRelu", "Clip", "Sum", "Max", "Sigmoid", "HardSwish"}
 _TINY = float(np.finfo(np.float64).tiny)
 
 
@@ -29,8 +31,14 @@ class _Open:
     """A tensor without a partner: its bound in units of ``u``, its norm, a weight or not."""
 
     bound: F64
+    axis: int | None
     size: float
     weighted: bool
+
+    def on(self, op_type: str, axis: int | None, channels: int) -> F64:
+        """The bound on the channels of what is made of it: of all, where those may be others."""
+        kept = op_type in _KEEPS and axis == self.axis
+        return fitting(self.bound, channels if kept else 0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,19 +82,32 @@ class Noise:
         bound, weighted = self._bound(node, done, y, axis, linear)
         if not self.once:
             count = float(np.sqrt(y.size / max(linear.size, 1)))
-            bound = plus(bound, ROUNDINGS * offset_norms(self.tape, reference, axis, count))
+            offsets = fitting(offset_norms(self.tape, reference, axis, count), linear.size)
+            bound = bound + ROUNDINGS * offsets
         slack = SLACK * float(np.linalg.norm(y)) / max(np.sqrt(linear.size), 1.0)
         far = np.broadcast_to(self.unit * bound + slack, linear.shape)
         return Limit(far, linear, weighted)
 
-    def pass_on(self, node: Any, name: str, done: Operation, value: Any) -> None:
-        """What rounding does to a tensor without a partner is seen in what is made of it."""
+    def pass_on(
+        self, node: Any, name: str, done: Operation, value: Any, where: Any = None
+    ) -> None:
+        """What rounding does to a tensor without a partner is seen in what is made of it.
+
+        Args:
+            node: What made the tensor.
+            name: The tensor.
+            done: What ``node`` did.
+            value: The tensor's value.
+            where: Which of its elements have no partner; all, where None.
+        """
         if floats(value) is None:
             return
         axis = channel_axis(done.op_type, value.ndim)
         linear = self._linear(done, value, axis)
         bound, weighted = self._bound(node, done, value, axis, linear)
-        self._open[name] = _Open(bound, float(np.linalg.norm(value)), weighted)
+        if where is not None:
+            bound = np.where(norms(where.astype(np.float64), axis) > 0, bound, 0.0)
+        self._open[name] = _Open(bound, axis, float(np.linalg.norm(value)), weighted)
 
     def _linear(self, done: Operation, y: F64, axis: int | None) -> F64:
         bias = done.bias()
@@ -97,23 +118,20 @@ class Noise:
     ) -> tuple[F64, bool]:
         own: Rounding = rounding(done, y, axis)
         nothing = own.absolute is NOTHING and own.added is NOTHING
-        bound = own.once() if self.once or nothing else own.several(linear)
+        bound = fitting(own.once() if self.once or nothing else own.several(linear), linear.size)
         weighted = done.linear
         for before in (self._open[name] for name in node.input if name in self._open):
             # Through anything but an addition: as much, relative to what it is a part of.
             adds = done.op_type in ("Add", "Sub", "Sum")
             share = 1.0 if adds else float(np.linalg.norm(y)) / max(before.size, _TINY)
-            bound = plus(bound, share * before.bound)
+            bound = bound + share * before.on(done.op_type, axis, linear.size)
             weighted = weighted or (before.weighted and adds)
         return bound, weighted
 
 
-def plus(one: F64, other: F64) -> F64:
-    """The sum, channel by channel; where the channels are others, the largest for all."""
-    if one.size != other.size and 1 not in (one.size, other.size):
-        return one + float(other.max())
-    total: F64 = one + other
-    return total
+def fitting(bound: F64, channels: int) -> F64:
+    """A bound on each of so many channels; where it is on others, all of it for each of them."""
+    return bound if bound.size in (1, channels) else np.atleast_1d(np.linalg.norm(bound))
 
 
 def _on_axis(bias: F64, y: F64, axis: int | None) -> F64:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,8 +26,9 @@ SLACK = 2.0**-40
 LIMIT, DRAWS, ROUNDINGS = 8.0, 2, 2.0
 # How many values of the reference are held against one of the candidate's.
 CHOICES = 3
-# So many times beyond its bound a value is not there by rounding.
-SURE = 8.0
+# So many times its bound a value is off for another reason than rounding; and so near it is still
+# the same value.
+SURE, NEAR = 4.0, 0.5
 # A channel this much smaller than the largest does nothing that could be seen.
 ALIVE = 2.0**-10
 
@@ -59,13 +60,10 @@ class Doubt:
     Attributes:
         origins: The sites where the disagreement began.
         twins: The same tensor, computed with other roundings.
-        rewritten: Whether an operator with changed constants has been passed since, which could
-            have taken the value back into true units.
     """
 
     origins: tuple[str, ...]
     twins: tuple[Tensor, ...] = ()
-    rewritten: bool = False
 
 
 class Follower(Walk):  # type: ignore[no-untyped-call]
@@ -76,18 +74,20 @@ class Follower(Walk):  # type: ignore[no-untyped-call]
         inputs: Likewise.
         tape: The reference's run; None to put nothing right.
         rounding: How the constants were rounded.
+        trusting: Whether to take it that nothing is in other units, and to put right what is near.
 
     Attributes:
         sites: Those that agree, by name, the worst of each.
         lost: Those where a disagreement began.
-        proved: Those of them that no units explain: what is computed of their values agrees again,
-            though nothing that the fold changed was in between (a Relu took the fault away).
+        near: Those that are wrong if nothing is in other units; only where ``trusting``.
     """
 
     def __init__(
-        self, module: nn.Module, inputs: Iterable[Any], tape: Tape | None, rounding: Rounding
-    ) -> None:
+        self, module: nn.Module, inputs: Iterable[Any], tape: Tape | None, rounding: Rounding,
+        *, trusting: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__(module, inputs)
+        self._trusting = trusting
         self._tape, self._rounding = tape, rounding
         self._doubts: Any = WeakTensorKeyDictionary()
         self._made_by: Any = WeakTensorKeyDictionary()
@@ -95,7 +95,7 @@ class Follower(Walk):  # type: ignore[no-untyped-call]
         self._generator = torch.Generator().manual_seed(0)
         self.sites: dict[str, SiteResult] = {}
         self.lost: dict[str, SiteResult] = {}
-        self.proved: list[str] = []
+        self.near: dict[str, SiteResult] = {}
 
     def doubt(self, value: Tensor) -> Doubt | None:
         """What is known of a tensor that agrees with none; None where it does."""
@@ -118,23 +118,20 @@ class Follower(Walk):  # type: ignore[no-untyped-call]
         """Holds the result against the reference's values."""
         if not step.varies:
             return
-        site, inherited = self._site(step, call), self._inherited(step, call)
+        site, origins = self._site(step, call), self._origins(step, call)
         for value in _tensors(result):
             self._made_by[value] = site
-        origins = inherited.origins
         made = first_float(result)
         if self._changes(step) and not self._again and self._tape is None:
             self._again = self._computed_again(step, call)
         agreed = False
         if made is not None and step.computes and self._tape is not None:
             agreed = self._agrees(step, made)
-            if agreed and not inherited.rewritten and _is_alive(made):
-                self.proved += [name for name in origins if self._is_sure(name)]
             if not agreed and not origins:
                 origins = (site,)
             if not agreed and self._changes(step) and not self._again:
                 self._again = self._computed_again(step, call)
-        self._note(result, made if agreed else None, replace(inherited, origins=origins))
+        self._note(result, made if agreed else None, origins)
 
     def _site(self, step: Step, call: Arguments) -> str:
         if step.constants:
@@ -142,28 +139,22 @@ class Follower(Walk):  # type: ignore[no-untyped-call]
         known = [self._made_by[v] for v in _tensors(call) if v in self._made_by]
         return known[-1] if known else step.name
 
-    def _inherited(self, step: Step, call: Arguments) -> Doubt:
-        """What is known of the arguments."""
-        found = [self._doubts.get(v) for v in _tensors(call)]
-        doubts = [doubt for doubt in found if doubt is not None]
-        names = [name for doubt in doubts for name in doubt.origins]
-        changes = self._changes(step)
-        if names and changes:
+    def _origins(self, step: Step, call: Arguments) -> tuple[str, ...]:
+        """Where the disagreements of the arguments began."""
+        doubts = [self._doubts.get(v) for v in _tensors(call)]
+        names = [name for doubt in doubts if doubt is not None for name in doubt.origins]
+        if names and self._changes(step):
             names.append(step.name)
-        rewritten = any(doubt.rewritten for doubt in doubts) or bool(names and changes)
-        return Doubt(tuple(dict.fromkeys(names)), (), rewritten)
+        return tuple(dict.fromkeys(names))
 
-    def _is_sure(self, name: str) -> bool:
-        return name in self.lost and self.lost[name].ratio > SURE and name not in self.proved
-
-    def _note(self, result: Any, right: Tensor | None, doubt: Doubt) -> None:
+    def _note(self, result: Any, right: Tensor | None, origins: tuple[str, ...]) -> None:
         """Remembers which results are in doubt, and with what twins."""
         twins = list(zip(*(_tensors(twin) for twin in self._again), strict=True))
         for i, value in enumerate(_tensors(result)):
-            if value is right or not (doubt.origins or twins):
+            if value is right or not (origins or twins):
                 self._doubts.pop(value, None)
             else:
-                self._doubts[value] = replace(doubt, twins=twins[i] if twins else ())
+                self._doubts[value] = Doubt(origins, twins[i] if twins else ())
         self._again = []
 
     # ---- twins ----
@@ -211,19 +202,19 @@ class Follower(Walk):  # type: ignore[no-untyped-call]
         """Whether a value is one of the reference's; it then becomes that."""
         assert self._tape is not None
         compare = self._drift(made) if self._again else self._rounded(step, made)
-        best: SiteResult | None = None
-        for value in self._tape.nearest(made, CHOICES):
-            found = compare(value, step)
-            if found.ratio <= 1:
-                made.copy_(value.value)
-                if self._changes(step) or self._again:
-                    self._worst(self.sites, found)
-                return True
-            best = best or found
-        lost = best or SiteResult(
-            step.name, step.op, step.name, "", Verdict.PASS, math.inf, 0.0, math.inf
-        )
-        self._worst(self.lost, lost)
+        choices = [(v, compare(v, step)) for v in self._tape.nearest(made, CHOICES)]
+        right = next((choice for choice in choices if choice[1].ratio <= 1), None)
+        kept = self.sites
+        if right is None and self._trusting:
+            right = next((c for c in choices if c[1].ratio > SURE and c[1].error < NEAR), None)
+            kept = self.near
+        if right is not None:
+            made.copy_(right[0].value)
+            if self._changes(step) or self._again or kept is self.near:
+                self._worst(kept, right[1])
+            return True
+        nothing = SiteResult(step.name, step.op, step.name, "", Verdict.PASS, math.inf, 0, math.inf)
+        self._worst(self.lost, choices[0][1] if choices else nothing)
         return False
 
     def _worst(self, found: dict[str, SiteResult], result: SiteResult) -> None:
@@ -257,7 +248,7 @@ class Follower(Walk):  # type: ignore[no-untyped-call]
                 step.name, step.op, step.name, value.name, Verdict.PASS,
                 float(np.linalg.norm(apart)) / total, float(np.linalg.norm(bounds)) / total,
                 float(ratios[channel]), channel if size.size > 1 else None,
-                _caught(what, y, axis, bounds + apart) if unit else None,
+                _caught(what, y, axis, SURE * bounds + apart) if unit else None,
             )  # fmt: skip
 
         return compare
@@ -281,12 +272,6 @@ class Follower(Walk):  # type: ignore[no-untyped-call]
             )  # fmt: skip
 
         return compare
-
-
-def _is_alive(value: Tensor) -> bool:
-    """Whether at least half of the channels of a value are not zero."""
-    sizes = norms(value.numpy(), 1 if value.dim() > 1 else 0)
-    return float(np.mean(sizes > 0)) >= 0.5
 
 
 def drift_of(value: Tensor, twins: Sequence[Tensor]) -> float:

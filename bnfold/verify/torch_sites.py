@@ -30,7 +30,7 @@ from bnfold.verify.result import SiteResult, TierResult
 from bnfold.verify.subject import Feeds
 from bnfold.verify.torch_calling import results_in
 from bnfold.verify.torch_copies import Replica
-from bnfold.verify.torch_follow import Doubt, Follower, Rounding, distance, drift_of
+from bnfold.verify.torch_follow import NEAR, SURE, Doubt, Follower, Rounding, distance, drift_of
 from bnfold.verify.torch_subject import TorchSubject, rounding_unit
 from bnfold.verify.torch_tape import Tape, Walk
 from bnfold.verify.torch_weights_expected import equal, state_of
@@ -119,31 +119,49 @@ class _Pair:
         tape, right = self._taped(feed)
         follower, made = self._followed(feed, tape)
         fault = _fault(follower, right, made)
-        if fault is not None and self._candidate.unit > NARROW:
+        is_narrow = self._candidate.unit > NARROW
+        if fault is not None and is_narrow:
             alone, again = self._followed(feed, None)
             if _fault(alone, right, again) is None:
                 fault = None
-        if fault is None and follower.proved:
-            first = follower.lost[follower.proved[0]]
-            fault = first.site, (f"its values are off by {first.error:.2g} in float64, where"
-                                 f" rounding the weights explains {first.bound:.2g}")  # fmt: skip
+        if fault is None and not is_narrow:
+            fault = self._single_fault(feed, tape, follower)
         if fault is None:
             return _Found(follower.sites, follower.lost)
         return _Found(follower.sites, follower.lost, *fault)
+
+    def _single_fault(self, feed: Feeds, tape: Tape, follower: Follower) -> tuple[str, str] | None:
+        """The one site that is wrong though the outputs do not show it; None if there is none.
+
+        What is near, but farther off than rounding explains, may be in units that are nearly 1.
+        Then another site has the inverse of these, and is off as well where the value is put right.
+        """
+        if not any(r.ratio > SURE and r.error < NEAR for r in follower.lost.values()):
+            return None
+        trusting, _ = self._followed(feed, tape, trusting=True)
+        if trusting.lost or len(trusting.near) != 1:
+            return None
+        (found,) = trusting.near.values()
+        said = (f"its values are off by {found.error:.2g} in float64, where rounding the weights"
+                f" explains {found.bound:.2g}")  # fmt: skip
+        follower.lost.setdefault(found.site, found)
+        return found.site, said
 
     def _taped(self, feed: Feeds) -> tuple[Tape, list[Any]]:
         args, kwargs = self._reference.wide_arguments(feed)
         tape = Tape(self._before.module, tree_leaves((args, kwargs)))
         return tape, _ran(tape, self._before, args, kwargs)
 
-    def _followed(self, feed: Feeds, tape: Tape | None) -> tuple[Follower, list[Any]]:
+    def _followed(
+        self, feed: Feeds, tape: Tape | None, *, trusting: bool = False
+    ) -> tuple[Follower, list[Any]]:
         renamed = {
             mine.name: feed[theirs.name] if theirs.name in feed else feed[mine.name]
             for mine, theirs in zip(self._candidate.inputs, self._reference.inputs, strict=True)
         }
         args, kwargs = self._candidate.wide_arguments(renamed)
         inputs = tree_leaves((args, kwargs))
-        follower = Follower(self._after.module, inputs, tape, self._rounding)
+        follower = Follower(self._after.module, inputs, tape, self._rounding, trusting=trusting)
         return follower, _ran(follower, self._after, args, kwargs)
 
 
