@@ -414,7 +414,7 @@ def _program_of(program: OnnxProgram, model: ir.Model) -> OnnxProgram:
 
 
 def _named(report: Report, source: Path) -> Report:
-    return Report(str(source), report.level, report.steps, report.before, report.after)
+    return replace(report, source=str(source))
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from bnfold.cli_output import (
     reproduced,
     show_result,
 )
-from bnfold.errors import BnfoldError, UsageError
+from bnfold.errors import BnfoldError, ProviderError, UsageError
 from bnfold.progress import progress
 from bnfold.report.text import one_line, render_check, render_explain
 
@@ -183,7 +183,8 @@ def check(
 def rejudge(stored: str, reports: tuple[str, ...], **given: Any) -> None:
     """Judge what REPORT.json has stored again, under other gates, without running a model.
 
-    Also the way to have a stored report in another form: --report FILE.html.
+    Without --rtol and --atol the gates of the check stand: the way to have a stored report in
+    another form, --report FILE.html.
     """
     out = Reports.of(reports, stored)
     from bnfold.verify.rejudge import rejudge as judge
@@ -198,8 +199,12 @@ def rejudge(stored: str, reports: tuple[str, ...], **given: Any) -> None:
 @main.command(short_help="Say what this machine can check on.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @options.debug
-def doctor(as_json: bool) -> None:
-    """Say which runtimes, providers, devices and libraries are there, and what to install."""
+@click.pass_context
+def doctor(ctx: click.Context, as_json: bool) -> None:
+    """Say which runtimes, providers, devices and libraries are there, and what to install.
+
+    Exits with 4 where something stands in the way of a check.
+    """
     import json
 
     from bnfold.report.doctor_text import render_doctor
@@ -210,6 +215,8 @@ def doctor(as_json: bool) -> None:
         found, color=screen.color, width=screen.width
     )  # fmt: skip
     screen.show(text)
+    if not found.healthy:
+        ctx.exit(ProviderError.exit_code)
 
 
 def _show_check(found: Envelope, out: Reports) -> None:

@@ -94,6 +94,6 @@ checking = _some_of((
     click.option(
         "--reproducer", metavar="DIR", default=None,
         help="Where to write both models, inputs and a script, should the check fail.  [default: "
-        "<stem of OUT>.reproducer beside OUT for optimize, nowhere for check]",
+        "for optimize <stem of OUT>.reproducer beside OUT]",
     ),
 ))  # fmt: skip

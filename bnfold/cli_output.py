@@ -15,9 +15,9 @@ import click
 from bnfold.ci import announce
 from bnfold.errors import ReadError, UsageError, WriteError
 from bnfold.progress import is_terminal
-from bnfold.report.lines import UNCUT, one_line
+from bnfold.report.lines import UNCUT, counted, one_line
 from bnfold.report.text import render_check, render_outcome, render_report
-from bnfold.report.words import rolled_back
+from bnfold.report.words import some
 
 if TYPE_CHECKING:
     from bnfold.api import OptimizeResult
@@ -65,12 +65,12 @@ def show_result(result: OptimizeResult, target: str, screen: Screen) -> None:
     """The model before and after, the check, and where the file is."""
     report, check = result.report, result.check
     screen.show(render_report(report, color=screen.color, width=screen.width) + "\n")
-    if check:
-        screen.show(render_check(check, color=screen.color, width=screen.width))
     if result.dropped:
-        screen.show(one_line(rolled_back(result.dropped)))
+        screen.show(_taken_back(result.dropped))
     if result.reproducer is not None:
         screen.show(reproduced(result.reproducer))
+    if check:
+        screen.show(render_check(check, color=screen.color, width=screen.width))
     checked, folded = check is not None, bool(report.folded)
     screen.show(render_outcome(target, written=result.written, checked=checked, folded=folded))
 
@@ -78,7 +78,14 @@ def show_result(result: OptimizeResult, target: str, screen: Screen) -> None:
 def reproduced(folder: str) -> str:
     """Where what failed can be seen again."""
     script = Path(folder) / "reproduce.py"
-    return one_line(f"the check that failed can be seen again: python {script}")
+    return one_line(f"to see it fail: python {script}")
+
+
+def _taken_back(dropped: Sequence[str]) -> str:
+    """Said before the check that is shown: that is of what is left."""
+    were = "was" if len(dropped) == 1 else "were"
+    folds = counted(len(dropped), "fold")
+    return one_line(f"the check failed with {folds}, which {were} taken back: {some(dropped)}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,9 @@ from bnfold.onnx_write import refuse_overwriting, write_model
 from bnfold.planning import Kept, Reason
 from bnfold.report.model import Report
 from bnfold.verify.expected import Expected
-from bnfold.verify.judge import Verdict
+from bnfold.verify.judge import Gates, Verdict
 from bnfold.verify.onnx_expected import expected_fold
+from bnfold.verify.rejudge import gated
 from bnfold.verify.result import CheckResult
 
 Progress = Callable[[str, float | None], None]
@@ -129,6 +130,8 @@ class Checked:
         said = self._judge(folded, "ABCD", self.reproducer)
         if said.verdict is not Verdict.FAIL:
             return Outcome(folded, said)
+        if gated(said, Gates()).verdict is not Verdict.FAIL:
+            return Outcome(folded, said, (), self.reproducer)  # no fold is wrong: a gate is narrow
         while said.verdict is Verdict.FAIL and len(self._dropped) < MOST:
             guilty = self._guilty(folded, said)
             if not guilty:

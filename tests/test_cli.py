@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from click.testing import CliRunner, Result
 from onnx import TensorProto, helper, numpy_helper
 
 import bnfold
-from bnfold import api
+from bnfold import api, cli
 from bnfold.cli import main
 from bnfold.errors import (
     BnfoldError,
@@ -31,7 +33,11 @@ from bnfold.errors import (
     WriteError,
 )
 from bnfold.progress import progress
+from bnfold.report.envelope import Envelope
 from bnfold.report.model import Report, Size, Step
+from bnfold.verify import doctor as doctoring
+from bnfold.verify import rejudge as rejudging
+from bnfold.verify.diagnosis import Diagnosis, Problem, Tried
 from bnfold.verify.judge import Verdict
 from bnfold.verify.result import CheckResult, TierResult
 
@@ -50,25 +56,42 @@ Options:
 
 Commands:
   check     Check that two models say the same.
+  doctor    Say what this machine can check on.
   explain   Say of each affine step whether it folds.
   optimize  Fold a model, check it and write it.
+  rejudge   Judge a stored report again.
 """
 OPTIMIZE_HELP = """\
 Usage: bnfold optimize [OPTIONS] MODEL
 
   Fold MODEL, check it against the original, and write the result.
 
-  Nothing is written unless the check passes or is left out.
+  Nothing is written unless the check passes or is left out. A fold with which
+  it fails is taken back; the rest is kept and checked again.
 
 Options:
   -o, --output OUT         Where to write the result.  [default: <stem of
                            MODEL>.folded.onnx beside it]
   --no-check               Write the result without checking it.
-  --provider NAME          Execution provider to check on; may be given several
-                           times.  [default: cpu]
+  --provider NAME          Execution provider to check on: cpu, cuda, tensorrt,
+                           migraphx, openvino, dml, coreml or its full name; may
+                           be given several times.  [default: cpu]
+  --tiers A,B,C,D          Which tiers: A stored weights, B every site in
+                           float64, C both models on each provider, D decisions
+                           there.  [default: A,B,C,D]
   --samples N              How many input samples to draw.  [default: 8; x>=1]
   --seed N                 Seed of the samples.  [default: 0; x>=0]
-  --inputs FILE.npz        Check on these inputs instead: arrays by input name.
+  --inputs PATH            Check on these inputs instead: .npz (arrays by input
+                           name), .npy, a test_data_set_0 folder or a folder of
+                           such; may be given several times.
+  --allow-tf32             Let NVIDIA devices round products of float32 to TF32;
+                           the report says so.
+  --rtol X                 Beside the noise floor: no element may differ by more
+                           than atol + rtol * its size.  [x>=0]
+  --atol X                 See --rtol.  [x>=0]
+  --reproducer DIR         Where to write both models, inputs and a script,
+                           should the check fail.  [default: for optimize <stem
+                           of OUT>.reproducer beside OUT]
   --level [max|local]      How far folds may reach: local stays with direct
                            neighbours.  [default: max]
   --simplify               Run onnxsim first (pip install bnfold[simplify]).
@@ -76,8 +99,10 @@ Options:
                            constants.
   --unshare BYTES          Let operators that share a weight have their own, up
                            to so many bytes more.  [x>=0]
-  --report FILE|-          Write what was found as JSON; with - to stdout, and
-                           any text to stderr.
+  --report FILE|-          Write what was found, in the form that the ending
+                           asks for: .json, .xml (JUnit), .sarif, .md, .html or
+                           .txt; with - as JSON to stdout, and any text to
+                           stderr. May be given several times.
   --fail-on-kept CODE,...  Exit with 1 when a step stays for one of these
                            reasons (BNF010 or zero-padding).
   --quiet                  Print errors only.
@@ -97,8 +122,10 @@ Options:
   --unshare BYTES          Let operators that share a weight have their own, up
                            to so many bytes more.  [x>=0]
   --json                   The same as --report -.
-  --report FILE|-          Write what was found as JSON; with - to stdout, and
-                           any text to stderr.
+  --report FILE|-          Write what was found, in the form that the ending
+                           asks for: .json, .xml (JUnit), .sarif, .md, .html or
+                           .txt; with - as JSON to stdout, and any text to
+                           stderr. May be given several times.
   --fail-on-kept CODE,...  Exit with 1 when a step stays for one of these
                            reasons (BNF010 or zero-padding).
   --debug                  Show the traceback of an error.
@@ -110,15 +137,64 @@ Usage: bnfold check [OPTIONS] REFERENCE CANDIDATE
   Check that CANDIDATE says the same as REFERENCE on each provider.
 
 Options:
-  --provider NAME    Execution provider to check on; may be given several times.
-                     [default: cpu]
-  --samples N        How many input samples to draw.  [default: 8; x>=1]
-  --seed N           Seed of the samples.  [default: 0; x>=0]
-  --inputs FILE.npz  Check on these inputs instead: arrays by input name.
-  --report FILE|-    Write what was found as JSON; with - to stdout, and any
-                     text to stderr.
-  --debug            Show the traceback of an error.
-  -h, --help         Show this message and exit.
+  --provider NAME   Execution provider to check on: cpu, cuda, tensorrt,
+                    migraphx, openvino, dml, coreml or its full name; may be
+                    given several times.  [default: cpu]
+  --tiers A,B,C,D   Which tiers: A stored weights, B every site in float64, C
+                    both models on each provider, D decisions there.  [default:
+                    A,B,C,D]
+  --samples N       How many input samples to draw.  [default: 8; x>=1]
+  --seed N          Seed of the samples.  [default: 0; x>=0]
+  --inputs PATH     Check on these inputs instead: .npz (arrays by input name),
+                    .npy, a test_data_set_0 folder or a folder of such; may be
+                    given several times.
+  --allow-tf32      Let NVIDIA devices round products of float32 to TF32; the
+                    report says so.
+  --rtol X          Beside the noise floor: no element may differ by more than
+                    atol + rtol * its size.  [x>=0]
+  --atol X          See --rtol.  [x>=0]
+  --reproducer DIR  Where to write both models, inputs and a script, should the
+                    check fail.  [default: for optimize <stem of OUT>.reproducer
+                    beside OUT]
+  --report FILE|-   Write what was found, in the form that the ending asks for:
+                    .json, .xml (JUnit), .sarif, .md, .html or .txt; with - as
+                    JSON to stdout, and any text to stderr. May be given several
+                    times.
+  --debug           Show the traceback of an error.
+  -h, --help        Show this message and exit.
+"""
+REJUDGE_HELP = """\
+Usage: bnfold rejudge [OPTIONS] REPORT.json
+
+  Judge what REPORT.json has stored again, under other gates, without running a
+  model.
+
+  Without --rtol and --atol the gates of the check stand: the way to have a
+  stored report in another form, --report FILE.html.
+
+Options:
+  --rtol X         Beside the noise floor: no element may differ by more than
+                   atol + rtol * its size.  [x>=0]
+  --atol X         See --rtol.  [x>=0]
+  --report FILE|-  Write what was found, in the form that the ending asks for:
+                   .json, .xml (JUnit), .sarif, .md, .html or .txt; with - as
+                   JSON to stdout, and any text to stderr. May be given several
+                   times.
+  --debug          Show the traceback of an error.
+  -h, --help       Show this message and exit.
+"""
+DOCTOR_HELP = """\
+Usage: bnfold doctor [OPTIONS]
+
+  Say which runtimes, providers, devices and libraries are there, and what to
+  install.
+
+  Exits with 4 where something stands in the way of a check.
+
+Options:
+  --json      As JSON.
+  --debug     Show the traceback of an error.
+  -h, --help  Show this message and exit.
 """
 HEAVY = ("numpy", "onnx", "onnx_ir", "onnxruntime", "torch", "rich", "ml_dtypes")
 
@@ -144,6 +220,11 @@ def a_check(verdict: Verdict) -> CheckResult:
     return CheckResult("net.onnx", "out.onnx", (tier,), samples=8, seed=0)
 
 
+WELL = Diagnosis("0.1", "3.11", "Linux", "a CPU", 2, None, {"onnxruntime": "1.31"},
+                 "onnxruntime 1.31", (Tried("CPUExecutionProvider", "works", "a CPU"),), (), (),
+                 None, "onnx 1.23", "", {})  # fmt: skip
+ILL = replace(WELL, problems=(Problem("the oracle does not work", "pip install -U onnx"),))
+
 Fake = Callable[..., dict[str, Any]]
 
 
@@ -151,7 +232,10 @@ Fake = Callable[..., dict[str, Any]]
 def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
     """Replaces the api by one that returns what it is told to, or raises it."""
 
-    def replace(verdict: Verdict = Verdict.PASS, error: BaseException | None = None) -> Any:
+    def fake(
+        verdict: Verdict = Verdict.PASS, error: BaseException | None = None,
+        dropped: tuple[str, ...] = (), reproducer: str | None = None,
+    ) -> Any:  # fmt: skip
         seen: dict[str, Any] = {}
 
         def answer(name: str, result: Any) -> Any:
@@ -164,21 +248,28 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
             return call
 
         check = a_check(verdict)
-        found = api.OptimizeResult(REPORT, check, "out.onnx")
+        found = api.OptimizeResult(REPORT, check, "out.onnx", dropped, reproducer)
+        monkeypatch.setattr(rejudging, "rejudge", answer("rejudge", check))
+        monkeypatch.setattr(doctoring, "diagnose", answer("doctor", WELL))
+        monkeypatch.setattr(cli, "read_report", lambda path: Envelope(check=check))
         monkeypatch.setattr(api, "optimize", answer("optimize", found))
         monkeypatch.setattr(api, "explain", answer("explain", REPORT))
         monkeypatch.setattr(api, "check", answer("check", check))
         return seen
 
-    return replace
+    return fake
 
 
 COMMANDS = {
     "optimize": ("optimize", "m.onnx"),
     "explain": ("explain", "m.onnx"),
     "check": ("check", "a.onnx", "b.onnx"),
+    "rejudge": ("rejudge", "r.json"),
+    "doctor": ("doctor",),
 }
 every_command = pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+REPORTING = {name: command for name, command in COMMANDS.items() if name != "doctor"}
+every_reporting = pytest.mark.parametrize("command", REPORTING.values(), ids=REPORTING)
 
 
 # ---- help ----
@@ -192,6 +283,8 @@ every_command = pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMAN
         (("optimize",), OPTIMIZE_HELP),
         (("explain",), EXPLAIN_HELP),
         (("check",), CHECK_HELP),
+        (("rejudge",), REJUDGE_HELP),
+        (("doctor",), DOCTOR_HELP),
     ],
 )
 def test_the_help_is(command: tuple[str, ...], text: str, flag: str) -> None:
@@ -204,7 +297,16 @@ def test_the_version_is_the_packages() -> None:
 
 
 @pytest.mark.parametrize(
-    "args", [["--help"], ["--version"], ["optimize", "-h"], ["check", "-h"], ["explain", "--nope"]]
+    "args",
+    [
+        ["--help"],
+        ["--version"],
+        ["optimize", "-h"],
+        ["check", "-h"],
+        ["explain", "--nope"],
+        ["rejudge", "-h"],
+        ["doctor", "-h"],
+    ],
 )
 def test_nothing_heavy_is_loaded_before_a_command_runs(args: list[str]) -> None:
     code = f"""
@@ -283,7 +385,7 @@ def test_debug_shows_the_traceback_before_and_after_the_command(
     assert result.exit_code == (5 if isinstance(error, ReadError) else 70)
 
 
-@pytest.mark.parametrize("command", ["optimize", "check"])
+@pytest.mark.parametrize("command", ["optimize", "check", "rejudge"])
 @pytest.mark.parametrize(
     ("verdict", "code"), [(Verdict.PASS, 0), (Verdict.FAIL, 1), (Verdict.INCONCLUSIVE, 3)]
 )
@@ -311,6 +413,19 @@ def test_the_verdict_is_the_exit_code(
         ("optimize", "m.onnx", "--report", "m.folded.onnx"),
         ("check", "a.onnx", "b.onnx", "--report", "b.onnx"),
         ("check", "a.onnx"),
+        ("check", "a.onnx", "b.onnx", "--report", "r.pdf"),
+        ("check", "a.onnx", "b.onnx", "--report", "r.html", "--report", "report"),
+        ("check", "a.onnx", "b.onnx", "--rtol", "-1"),
+        ("check", "a.onnx", "b.onnx", "--atol", "small"),
+        ("check", "a.onnx", "b.onnx", "--seed", "-1"),
+        ("check", "a.onnx", "b.onnx", "--level", "max"),
+        ("optimize", "m.onnx", "--atol", "-1e-9"),
+        ("explain", "m.onnx", "--tiers", "A"),
+        ("rejudge",),
+        ("rejudge", "r.json", "--report", "./r.json"),
+        ("rejudge", "r.json", "--report", "r.pdf"),
+        ("rejudge", "r.json", "--provider", "cpu"),
+        ("doctor", "cuda"),
         ("bench",),
     ],
 )
@@ -326,32 +441,61 @@ def test_a_wrong_call_is_exit_2_and_calls_nothing(fake: Fake, args: tuple[str, .
 # ---- what is handed on ----
 
 
+CHECKING = (
+    "--provider", "cuda", "--provider", "cpu", "--tiers", "A,C", "--samples", "3", "--seed", "4",
+    "--inputs", "x.npz", "--inputs", "sets", "--allow-tf32", "--rtol", "1e-3", "--atol", "0",
+    "--reproducer", "seen",
+)  # fmt: skip
+CHECKED = {
+    "providers": ("cuda", "cpu"), "tiers": "A,C", "samples": 3, "seed": 4,
+    "inputs": ["x.npz", "sets"], "allow_tf32": True, "rtol": 1e-3, "atol": 0.0,
+    "reproducer": "seen", "on_progress": None,
+}  # fmt: skip
+
+
 def test_the_options_of_optimize_reach_the_api(fake: Fake) -> None:
     seen = fake()
-    run("optimize", "dir/m.onnx", "-o", "o.onnx", "--no-check", "--provider", "cuda", "--provider",
-        "cpu", "--samples", "3", "--seed", "4", "--inputs", "x.npz", "--simplify",
+    run("optimize", "dir/m.onnx", "-o", "o.onnx", "--no-check", "--simplify", *CHECKING,
         "--trust-initializers", "--level", "local", "--unshare", "7")  # fmt: skip
     assert seen["optimize"] == (
         ("dir/m.onnx", "o.onnx"),
-        {
-            "check": False, "providers": ("cuda", "cpu"), "level": "local", "simplify": True,
-            "trust_initializers": True, "unshare": 7, "samples": 3, "seed": 4,
-            "inputs": "x.npz", "on_progress": None,
-        },
+        {**CHECKED, "check": False, "level": "local", "simplify": True,
+         "trust_initializers": True, "unshare": 7},
     )  # fmt: skip
+
+
+def test_the_options_of_check_and_rejudge_reach_the_api(fake: Fake) -> None:
+    seen = fake()
+    run("check", "a", "b", *CHECKING)
+    run("rejudge", "r.json", "--rtol", "0.5")
+    assert seen["check"] == (("a", "b"), CHECKED)
+    assert seen["rejudge"] == ((a_check(Verdict.PASS),), {"rtol": 0.5, "atol": None})
 
 
 def test_the_defaults_are_the_apis(fake: Fake) -> None:
     seen = fake()
     run("optimize", "dir/m.x.onnx")
     run("check", "a", "b")
-    defaults = {"providers": ("cpu",), "samples": 8, "seed": 0, "inputs": None}
-    assert seen["optimize"] == (
-        ("dir/m.x.onnx", str(Path("dir/m.x.folded.onnx"))),
-        {**defaults, "check": True, "level": "max", "simplify": False,
-         "trust_initializers": False, "unshare": 0, "on_progress": None},
-    )  # fmt: skip
-    assert seen["check"] == (("a", "b"), {**defaults, "on_progress": None})
+    run("rejudge", "r.json")
+    (source, target), optimized = seen["optimize"]
+    assert (source, target) == ("dir/m.x.onnx", str(Path("dir/m.x.folded.onnx")))
+    assert tiers_plain(optimized) == defaults(real_api["optimize"])
+    assert tiers_plain(seen["check"][1]) == defaults(real_api["check"])
+    assert seen["rejudge"][1] == {"rtol": None, "atol": None}
+
+
+real_api: dict[str, Callable[..., Any]] = {"optimize": api.optimize, "check": api.check}
+
+
+def defaults(function: Callable[..., Any]) -> dict[str, Any]:
+    """What the command line can set."""
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters
+            if p.default is not p.empty and p.name != "example_inputs"}  # fmt: skip
+
+
+def tiers_plain(given: dict[str, Any]) -> dict[str, Any]:
+    return {**given, "tiers": given["tiers"].replace(",", "")}
 
 
 # ---- what comes out ----
@@ -377,15 +521,18 @@ def test_a_failed_check_says_that_nothing_was_written(fake: Fake) -> None:
     assert json.loads(result.stdout)["target"] is None
 
 
+KEYS = ["schema_version", "tool", "report", "check", "target", "dropped", "reproducer"]
+
+
 @pytest.mark.parametrize("verdict", Verdict)
-@every_command
+@every_reporting
 def test_json_on_stdout_is_alone_there(
     fake: Fake, command: tuple[str, ...], verdict: Verdict
 ) -> None:
     fake(verdict)
     data = json.loads(run(*command, "--report", "-").stdout)
-    assert list(data) == ["schema_version", "report", "check", "target"]
-    assert (data["report"] is None) == (command[0] == "check")
+    assert list(data) == KEYS
+    assert (data["report"] is None) == (command[0] in ("check", "rejudge"))
     assert (data["check"] is None) == (command[0] == "explain")
 
 
@@ -465,6 +612,141 @@ def test_a_report_to_a_pipe_goes_through_it(fake: Fake, tmp_path: Path) -> None:
     assert json.loads(os.read(reader, 1 << 16))["report"]["source"] == "net.onnx"
     os.close(reader)
     assert pipe.is_fifo()
+
+
+def test_a_device_gets_json_whatever_it_is_called(fake: Fake) -> None:
+    fake()
+    assert run("explain", "m.onnx", "--report", os.devnull).exit_code == 0
+
+
+ENDINGS = {
+    ".json": '{\n  "schema_version"', ".xml": "<?xml", ".sarif": '{\n  "$schema"',
+    ".sarif.json": '{\n  "$schema"', ".md": "#", ".html": "<!DOCTYPE html>", ".HTML": "<!DOCTYPE",
+}  # fmt: skip
+
+
+@every_reporting
+def test_several_reports_have_the_forms_that_their_endings_ask_for(
+    fake: Fake, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    fake()
+    paths = [tmp_path / f"report{ending}" for ending in (*ENDINGS, ".txt")]
+    places: list[str | Path] = ["-", *paths, paths[0], "-"]
+    asked = [part for place in places for part in ("--report", place)]
+    result = run(*command, *asked)
+    assert result.exit_code == 0, result.stderr
+    assert sorted(tmp_path.iterdir()) == sorted(paths)
+    for path, begin in zip(paths, ENDINGS.values(), strict=False):
+        assert path.read_text().startswith(begin), path
+    assert json.loads(paths[0].read_text()) == json.loads(result.stdout)
+    text = paths[-1].read_text()
+    assert ("net.onnx" if command[0] in ("optimize", "explain") else "check: pass") in text
+
+
+def test_an_ending_without_a_form_names_those_that_have_one(fake: Fake) -> None:
+    fake()
+    result = run("check", "a.onnx", "b.onnx", "--report", "r.pdf")
+    assert result.stderr == (
+        "bnfold: error: r.pdf: its ending asks for no format of a report; the endings are "
+        ".sarif.json (sarif), .json (json), .xml (junit), .sarif (sarif), .md (markdown), "
+        ".html (html), .txt (text)\n"
+    )
+
+
+def test_a_report_is_there_whatever_the_verdict(fake: Fake, tmp_path: Path) -> None:
+    for verdict, code in ((Verdict.FAIL, 1), (Verdict.INCONCLUSIVE, 3)):
+        fake(verdict)
+        for command in ("optimize", "check", "rejudge"):
+            path = tmp_path / f"{command}{code}.json"
+            assert run(*COMMANDS[command], "--report", path).exit_code == code
+            assert json.loads(path.read_text())["check"]["verdict"] == verdict.value
+
+
+# ---- what was taken back, and where it can be seen ----
+
+
+def test_optimize_tells_of_folds_that_were_taken_back(fake: Fake) -> None:
+    fake(dropped=("bn1", "bn2"), reproducer="out.reproducer")
+    result = run("optimize", "m.onnx", "-o", "out.onnx", "--report", "-")
+    lines = result.stderr.splitlines()
+    told = lines.index("the check failed with 2 folds, which were taken back: bn1, bn2")
+    assert lines[told + 1] == f"to see it fail: python {Path('out.reproducer/reproduce.py')}"
+    assert lines[told + 2] == "check: pass (8 samples, seed 0)"
+    data = json.loads(result.stdout)
+    assert (data["dropped"], data["reproducer"]) == (["bn1", "bn2"], "out.reproducer")
+
+
+@pytest.mark.parametrize("verdict", Verdict)
+def test_check_tells_of_a_reproducer_where_it_wrote_one(fake: Fake, verdict: Verdict) -> None:
+    fake(verdict)
+    result = run("check", "a.onnx", "b.onnx", "--reproducer", "seen", "--report", "-")
+    wrote = verdict is Verdict.FAIL
+    assert ("to see it fail: python seen" in result.stderr) == wrote
+    assert json.loads(result.stdout)["reproducer"] == ("seen" if wrote else None)
+
+
+# ---- the doctor ----
+
+
+@pytest.mark.parametrize(("found", "code"), [(WELL, 0), (ILL, 4)])
+def test_the_doctor_says_what_stands_in_the_way(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch, found: Diagnosis, code: int
+) -> None:
+    fake()
+    monkeypatch.setattr(doctoring, "diagnose", lambda: found)
+    text, data = run("doctor"), run("doctor", "--json")
+    assert (text.exit_code, data.exit_code) == (code, code)
+    assert (text.stderr, data.stderr) == ("", "")
+    assert text.stdout.startswith("bnfold 0.1 on Python 3.11\n")
+    assert json.loads(data.stdout)["healthy"] == (code == 0)
+    assert ("-> pip install -U onnx" in text.stdout) == (code == 4)
+
+
+# ---- GitHub Actions ----
+
+
+@pytest.fixture
+def github(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The step summary of a runner of GitHub Actions."""
+    summary = tmp_path / "summary.md"
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    return summary
+
+
+@every_reporting
+@pytest.mark.parametrize("verdict", Verdict)
+def test_on_github_a_run_is_annotated_and_summed_up(
+    fake: Fake, github: Path, command: tuple[str, ...], verdict: Verdict
+) -> None:
+    fake(verdict, dropped=("bn7",))
+    out, piped = run(*command), run(*command, "--report", "-")
+    checked = command[0] != "explain"
+    notes = [line for line in out.stdout.splitlines() if line.startswith("::")]
+    assert notes == [line for line in piped.stderr.splitlines() if line.startswith("::")]
+    assert json.loads(piped.stdout)["schema_version"]
+    errors = [line for line in notes if line.startswith("::error ")]
+    assert len(errors) == (1 if checked and verdict is not Verdict.PASS else 0)
+    assert any("::warning " in line and "bn7" in line for line in notes) == (
+        command[0] == "optimize"
+    )
+    assert not [line for line in out.stderr.splitlines() if line.startswith("::")]
+    summed = github.read_text()
+    assert summed == summed[: len(summed) // 2] * 2  # both runs, one after the other
+    assert (verdict.value in summed.lower()) or not checked
+
+
+@every_command
+def test_on_github_what_stops_a_command_is_an_annotation(
+    fake: Fake, github: Path, command: tuple[str, ...]
+) -> None:
+    fake(error=ProviderError("it is not there", file="m.onnx"))
+    result = run(*command)
+    assert result.exit_code == 4
+    first, last = result.stderr.splitlines()
+    assert first == "::error file=m.onnx,title=bnfold::m.onnx: it is not there"
+    assert last == "bnfold: error: m.onnx: it is not there"
+    assert not github.exists()
 
 
 class Terminal(io.StringIO):
@@ -611,6 +893,12 @@ def test_faults_of_a_real_call_have_their_exit_codes(tmp_path: Path) -> None:
         (("explain", tmp_path), 5),
         (("explain", text), 5),
         (("check", net, tmp_path / "absent.onnx"), 5),
+        (("check", net, net, "--tiers", "A,X"), 2),
+        (("check", net, net, "--tiers", ""), 2),
+        (("check", net, net, "--provider", "openvino", "--tiers", "C"), 3),
+        (("check", net, net, "--inputs", tmp_path / "absent.npz"), 2),
+        (("rejudge", tmp_path / "absent.json"), 5),
+        (("rejudge", text), 2),
         (("optimize", net, "-o", tmp_path / "absent" / "out.onnx"), 5),
         (("explain", net, "--report", tmp_path / "absent" / "r.json"), 5),
     ]
@@ -620,6 +908,43 @@ def test_faults_of_a_real_call_have_their_exit_codes(tmp_path: Path) -> None:
         assert result.stderr.startswith("bnfold: error: ")
         assert result.stderr.count("\n") == 1
     assert sorted(tmp_path.iterdir()) == [net, text]
+
+
+def test_a_check_is_stored_and_judged_again(tmp_path: Path) -> None:
+    net, stored = write_net(tmp_path / "net.onnx"), tmp_path / "check.json"
+    assert run("optimize", net, "--samples", "3").exit_code == 0
+    folded = tmp_path / "net.folded.onnx"
+    first = run("check", net, folded, "--samples", "3", "--rtol", "1e-9", "--report", stored)
+    again, loose = run("rejudge", stored), run("rejudge", stored, "--rtol", "1e-3", "--atol", "1")
+    assert (first.exit_code, again.exit_code, loose.exit_code) == (1, 1, 0)
+    assert (first.stdout, first.stderr) == (again.stdout, again.stderr)
+    assert "gates: rtol 0.001, atol 1" in loose.stdout
+
+
+def fixed_batch(path: Path) -> Path:
+    model = onnx.load(path)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    onnx.save(model, path)
+    return path
+
+
+def test_without_a_runtime_the_tiers_that_need_none_still_speak(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, folded = fixed_batch(write_net(tmp_path / "net.onnx")), tmp_path / "net.folded.onnx"
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    missing = run("optimize", net)
+    assert missing.exit_code == 4
+    assert missing.stderr == (
+        "bnfold: error: checking needs ONNX Runtime, which is not installed; "
+        "pip install 'bnfold[cpu]'\n"
+    )
+    assert not folded.exists()
+    assert run("optimize", net, "--tiers", "A,B").exit_code == 0
+    assert folded.exists()
+    assert run("check", net, folded, "--tiers", "A,B").exit_code == 0
+    assert run("check", net, folded).exit_code == 4
 
 
 def explain_into(stdout: int, net: Path) -> subprocess.CompletedProcess[str]:

@@ -151,10 +151,12 @@ REASONS: dict[Reason, Case] = {
 OF_TORCH = {
     Reason.HOOK, Reason.IN_PLACE, Reason.IN_CODE, Reason.SEVERAL_CALLS, Reason.NOT_CAPTURED,
 }  # fmt: skip
+# What only a check that fails brings about: tests/test_rollback.py has the cases.
+OF_CHECKS = {Reason.ROLLED_BACK}
 
 
 def test_every_reason_has_a_case() -> None:
-    assert set(REASONS) | OF_TORCH == set(Reason)
+    assert set(REASONS) | OF_TORCH | OF_CHECKS == set(Reason)
 
 
 def test_every_reason_has_a_code_and_a_sentence_of_its_own() -> None:

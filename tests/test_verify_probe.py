@@ -43,7 +43,8 @@ def test_a_wrong_fold_fails_by_a_tensor_inside(factor: float) -> None:
     values = numpy_helper.to_array(weight).copy()
     values[3] *= factor
     weight.CopyFrom(numpy_helper.from_array(values, "w"))
-    assert check(net(), folded, same_names=True).verdict is Verdict.FAIL
+    assert check(net(), folded, tiers="CD").verdict is Verdict.FAIL
+    assert check(net(), folded).verdict is Verdict.FAIL
 
 
 def test_names_that_prove_nothing_leave_it_inconclusive() -> None:

@@ -62,11 +62,11 @@ def block(seed: int = 0, *, dtype: torch.dtype = torch.float32) -> tuple[nn.Sequ
             nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1),
             nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5),
         )  # fmt: skip
-        for norm in (net[1], net[4]):
-            nn.init.normal_(norm.weight, 1, 0.3)
-            nn.init.normal_(norm.bias, 0, 0.5)
-            norm.running_mean.normal_(0, 0.5)  # type: ignore[union-attr,operator]
-            norm.running_var.uniform_(0.05, 2)  # type: ignore[union-attr,operator]
+        for path in ("1", "4"):
+            nn.init.normal_(net.get_parameter(f"{path}.weight"), 1, 0.3)
+            nn.init.normal_(net.get_parameter(f"{path}.bias"), 0, 0.5)
+            net.get_buffer(f"{path}.running_mean").normal_(0, 0.5)
+            net.get_buffer(f"{path}.running_var").uniform_(0.05, 2)
         return net.eval().to(dtype), torch.randn(2, 3, 10, 10).to(dtype)
 
 

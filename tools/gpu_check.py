@@ -21,7 +21,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
@@ -35,11 +34,10 @@ from bnfold.verify.result import CheckResult
 from models.export import export_traced
 from models.registry import NETS, SEED, build
 from models.statistics import randomize
+from tools.gpu_table import COLUMNS, Row, line
 from tools.half import to_half
 
 DIGITS = Path(__file__).parent.parent / "models" / "digits_resnet.onnx"
-COLUMNS = ("model", "ran as", "verdict", "e_fold", "e_unfold", "jitter", "product", "nodes there",
-           "elsewhere", "caught")  # fmt: skip
 INTERNAL = 70  # as the command line has it for a bug
 Case = Callable[[], CheckResult]
 
@@ -64,52 +62,6 @@ class Mode:
     def narrow(self) -> bool:
         """Whether floats have 16 bits."""
         return self.dtype != "float32"
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One model in one mode.
-
-    Attributes:
-        model: Its name.
-        mode: What the mode is called.
-        result: What the check found; None where there was no check.
-        error: Why not.
-        exit_code: Of the check, or of the error in its place.
-    """
-
-    model: str
-    mode: str
-    result: CheckResult | None
-    error: str = ""
-    exit_code: int = 0
-
-    @property
-    def note(self) -> str:
-        """Why it is no pass; empty where it is one."""
-        said = self.result.message if self.result else self.error
-        return f"{self.model}, {self.mode}: {said}" if self.exit_code else ""
-
-    def cells(self) -> tuple[str, ...]:
-        """As `COLUMNS` has it."""
-        if self.result is None:
-            return (self.model, self.mode, "not run", *["-"] * (len(COLUMNS) - 3))
-        tier = next((t for t in self.result.tiers if t.tier == "C"), None)
-        worst = max((o.figures for o in tier.outputs if o.figures), key=lambda f: f.e_fold,
-                    default=None) if tier else None  # fmt: skip
-        run = self.result.runs[-1] if self.result.runs else None
-        figures = (worst.e_fold, worst.e_unfold, worst.jitter) if worst else (None,) * 3
-        return (
-            self.model, self.mode, self.result.verdict.value, *map(_number, figures),
-            _number(run.tf32_error if run else None),
-            str(run.ran.get(run.provider, 0)) if run else "-",
-            str(len(run.elsewhere)) if run else "-",
-            _number(tier.caught if tier else None),
-        )  # fmt: skip
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None or not np.isfinite(value) else f"{value:.1e}"
 
 
 # ---- what is run ----
@@ -246,11 +198,6 @@ def heading(found: Diagnosis, provider: str) -> str:
     parts = (f"{datetime.now(UTC):%Y-%m-%d}", where, found.runtime, built,
              f"Python {platform.python_version()}", f"bnfold {bnfold.__version__}")  # fmt: skip
     return ", ".join(part for part in parts if part)
-
-
-def line(cells: Sequence[str]) -> str:
-    """A row of a Markdown table."""
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,6 +11,7 @@ from bnfold.report.lines import LISTED, UNCUT, more, paint, wrap
 if TYPE_CHECKING:
     from bnfold.verify.result import CheckResult, TierResult
 
+WARNINGS = 4  # shown on the screen: a model with one fragile weight often has fifty
 _RED, _GREEN, _YELLOW = "31", "32", "33"
 _COLORS = {"pass": _GREEN, "fail": _RED, "inconclusive": _YELLOW}
 
@@ -45,8 +46,10 @@ def _said(check: CheckResult) -> Iterator[str]:
         yield words.unpaired(check)
     if check.caught:
         yield f"would have caught: {check.caught}"
-    for warning in check.warnings:
+    for warning in check.warnings[:WARNINGS]:
         yield f"warning: {warning}"
+    if len(check.warnings) > WARNINGS:
+        yield f"... and {len(check.warnings) - WARNINGS} more warnings, see --report"
 
 
 def _tier(tier: TierResult, color: bool, width: int) -> list[str]:

@@ -111,6 +111,11 @@ def norms(value: F64, axis: int | None) -> F64:
     return squares
 
 
+def fitting(bound: F64, channels: int) -> F64:
+    """A bound on each of so many channels; where it is on others, all of it for each of them."""
+    return bound if bound.size in (1, channels) else np.atleast_1d(np.linalg.norm(bound))
+
+
 def rounding(operation: Operation, y: F64, axis: int | None) -> Rounding:
     """What rounding the constants of an operator does to its output ``y``.
 

@@ -19,8 +19,8 @@ def what_was_caught(result: CheckResult) -> str:
             continue
         if tier.tier == "A":
             said.append("one bit of a folded weight (tier A)")
-        if tier.caught is not None and math.isfinite(tier.caught):
-            what = {"B": "of the scale of any one fold", "C": "of the output"}[tier.tier]
+        if tier.tier in "BC" and tier.caught is not None and math.isfinite(tier.caught):
+            what = "of the scale of any one fold" if tier.tier == "B" else "of the output"
             where = f" on {tier.provider}" if tier.provider else ""
             said.append(f"an error of {tier.caught:.2g} {what} (tier {tier.tier}{where})")
     return ", ".join(said)

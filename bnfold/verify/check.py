@@ -148,7 +148,8 @@ def check(
     _require_possible(one, other, plan)
     drawn = user_samples(one.inputs, inputs) if inputs is not None else None
     if drawn is None:
-        drawn = drawn_samples(pair, samples, seed, plan.options)
+        first = plan.providers[0] if plan.runs else ""
+        drawn = drawn_samples(pair, samples, seed, first, plan.options)
     run = _Check(pair, plan, drawn, expected, on_progress or _silent)
     with memory_guard(one.name):
         result = run.run()
@@ -266,7 +267,8 @@ class _Check:
         if isinstance(one, OnnxSubject) and isinstance(other, OnnxSubject):
             oracle = self.oracle or ([self.first] if self.first else [])
             write_reproducer(folder, one.model.proto, other.model.proto, self.samples.feeds,
-                             oracle, self.plan.providers, said)  # fmt: skip
+                             oracle, self.plan.providers, said,
+                             options=self.plan.options)  # fmt: skip
 
     def _empty_proof(self) -> str:
         if same_model(self.pair):

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from bnfold.verify.bounds import F64, LINEAR, Operation
+from bnfold.verify.bounds import F64, LINEAR, Operation, fitting
 from bnfold.verify.expected import Held
 from bnfold.verify.oracle import Oracle, lift
 from bnfold.verify.subject import Feeds
@@ -23,6 +23,12 @@ REACH = 6
 AFFINE = frozenset(
     {"BatchNormalization", "Mul", "Add", "Sub", "Div", "Neg", "Identity", "Cast", "Dropout"}
 )
+
+# These neither mix channels nor move them, and leave none out.
+ELEMENTWISE = AFFINE | {
+    "Relu", "LeakyRelu", "PRelu", "Clip", "Sum", "Max", "Sigmoid", "HardSigmoid", "HardSwish",
+    "Tanh", "Gelu",
+}  # fmt: skip
 
 
 class Tape:
@@ -129,12 +135,16 @@ class Pairing:
         """Remembers what ``name`` holds, for the operators behind it."""
         self._partner[name] = reference
 
-    def does_the_same(self, node: Any, twin: Any) -> bool:
+    def is_known(self, name: str) -> bool:
+        """Whether the reference computes a tensor of this name."""
+        return name in self._made
+
+    def does_the_same(self, node: Any, twin: Any, fixed: set[str]) -> bool:
         """Whether ``node`` of the candidate reads what ``twin`` of the reference does, likewise."""
         if twin is None or node.onnx_node.op_type != twin.onnx_node.op_type:
             return False
         pairs = zip(node.input, twin.input, strict=False)
-        return all(self._partner.get(own, other) == other for own, other in pairs)
+        return all(own in fixed or self._partner.get(own) == other for own, other in pairs)
 
     def settled(self, names: Iterable[str]) -> list[str]:
         """Those of ``names`` that no tensor of the candidate is called."""
@@ -195,6 +205,7 @@ def offset_norms(tape: Tape, name: str, axis: int | None, count: float, depth: i
     if kind == "BatchNormalization" and all(c is not None for c in constants[1:5]):
         gamma, beta, mean, variance = constants[1:5]
         scale = np.abs(gamma) / np.sqrt(variance + float(node.epsilon))
+        before = fitting(before, scale.size)
         moved: F64 = scale * (before + np.abs(mean) * count) + np.abs(beta) * count
         return moved
     if kind in LINEAR:
@@ -210,6 +221,7 @@ def _stepped(kind: str, before: F64, constant: F64, count: float) -> F64:
     size = np.abs(constant)
     along = size.size == max(size.shape, default=1)
     flat = size.reshape(-1) if along else np.full(1, size.max())
+    before = fitting(before, flat.size) if flat.size > 1 else before
     if kind in ("Add", "Sub"):
         return before + flat * count
     with np.errstate(divide="ignore"):

@@ -7,9 +7,10 @@ travel: the first site beyond its bound is the guilty one.
 
 In a candidate of unknown origin a tensor may stand for another value than its name says, or be
 stored in other units. Such a tensor is left as it is, and what is computed from it is judged in its
-turn; only if no later tensor agrees, up to an output, `bnfold.verify.drift` decides. What a weight
-makes is the same value gone wrong if it is nearly the same and half of its channels are right, and
-so is what nothing behind it can have taken back (`bnfold.verify.suspects`).
+turn; only if no later tensor agrees, up to an output, `bnfold.verify.drift` decides. What is nearly
+the same is the same value gone wrong, if a weight makes it under a name of the reference's and half
+of its channels are right, or if nothing behind it can have taken other units back
+(`bnfold.verify.suspects`).
 """
 
 from __future__ import annotations
@@ -147,7 +148,7 @@ class _Walk:
             self.suspects.reached(name, origins)
             return
         twin = self.tape.nodes.get(found.held.reference)
-        if not self.pairing.does_the_same(node, twin):
+        if not self.pairing.does_the_same(node, twin, self.fixed):
             origins = dict.fromkeys(origins, True)
         self.pairing.paired(name, found.held.reference)
         if name in self.reference.outputs:
@@ -156,8 +157,9 @@ class _Walk:
             self.sites.append(found.site)
         if found.wrong and not self.planned:
             self.noise.pass_on(node, name, operation(node, values, self.fixed), value)
+            named = found.weighted and self.pairing.is_known(name)
             self.suspects.disagrees(
-                name, origins, len(self.sites) - 1, found.agreeing, weighted=found.weighted
+                name, origins, len(self.sites) - 1, found.agreeing, named=named
             )
         else:
             self._agreed(node, name, values, origins, found)
@@ -249,14 +251,14 @@ class _Walk:
         sure = [i for i in wrong if self.sites[i].ratio > SURE and self.sites[i].error < NEAR]
         certain = (self.suspects.local | self.suspects.proved).intersection(sure)
         if certain:
-            return {min(certain)}
-        if not self.suspects.reach(self.candidate.outputs):
+            return {self.suspects.roots[min(certain)]}
+        left = self.suspects.behind(self.candidate.outputs)
+        if not left or (
+            left.isdisjoint(sure)
+            and not drifted(self.reference, self.candidate, self.feeds, self.unit)
+        ):
             return set()
-        if sure:
-            return {sure[0]}
-        return (
-            {wrong[0]} if drifted(self.reference, self.candidate, self.feeds, self.unit) else set()
-        )
+        return {min(left & self.suspects.local or left)}
 
     def _tier(self, sites: tuple[SiteResult, ...]) -> TierResult:
         bad = [site for site in sites if site.verdict is Verdict.FAIL]

@@ -29,7 +29,11 @@ def rejudge(
     for name, limit in (("rtol", rtol), ("atol", atol)):
         if limit is not None and not 0 <= limit < math.inf:
             raise UsageError(f"{name} is {limit}", todo="give a number that is not negative")
-    gates = result.gates if rtol is None and atol is None else Gates(rtol, atol)
+    return gated(result, result.gates if rtol is None and atol is None else Gates(rtol, atol))
+
+
+def gated(result: CheckResult, gates: Gates) -> CheckResult:
+    """The same measurements under ``gates``; ``Gates()`` is the noise floor alone."""
     again = replace(result, tiers=tuple(_tiers(result, gates)), gates=gates)
     return replace(again, caught=what_was_caught(again))
 

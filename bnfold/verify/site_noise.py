@@ -14,16 +14,14 @@ from bnfold.verify.bounds import (
     Operation,
     Rounding,
     channel_axis,
+    fitting,
     norms,
     rounding,
 )
-from bnfold.verify.lockstep import AFFINE, Tape, floats, offset_norms
+from bnfold.verify.lockstep import ELEMENTWISE, Tape, floats, offset_norms
 
 # What float64 itself leaves of a tensor, relative: far below what is asked of float32.
 SLACK = 2.0**-40
-# What does not mix channels, nor moves them.
-_KEEPS = AFFINE | {"Relu", "LeakyRelu", "PRelu", "Clip", "Sum", "Max", "Sigmoid", "HardSwish"}
-_TINY = float(np.finfo(np.float64).tiny)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,7 +35,7 @@ class _Open:
 
     def on(self, op_type: str, axis: int | None, channels: int) -> F64:
         """The bound on the channels of what is made of it: of all, where those may be others."""
-        kept = op_type in _KEEPS and axis == self.axis
+        kept = op_type in ELEMENTWISE and axis == self.axis
         return fitting(self.bound, channels if kept else 0)
 
 
@@ -102,6 +100,7 @@ class Noise:
         """
         if floats(value) is None:
             return
+        value = np.nan_to_num(value, nan=0.0, posinf=0.0, neginf=0.0)
         axis = channel_axis(done.op_type, value.ndim)
         linear = self._linear(done, value, axis)
         bound, weighted = self._bound(node, done, value, axis, linear)
@@ -123,15 +122,10 @@ class Noise:
         for before in (self._open[name] for name in node.input if name in self._open):
             # Through anything but an addition: as much, relative to what it is a part of.
             adds = done.op_type in ("Add", "Sub", "Sum")
-            share = 1.0 if adds else float(np.linalg.norm(y)) / max(before.size, _TINY)
+            share = 1.0 if adds or not before.size else float(np.linalg.norm(y)) / before.size
             bound = bound + share * before.on(done.op_type, axis, linear.size)
             weighted = weighted or (before.weighted and adds)
         return bound, weighted
-
-
-def fitting(bound: F64, channels: int) -> F64:
-    """A bound on each of so many channels; where it is on others, all of it for each of them."""
-    return bound if bound.size in (1, channels) else np.atleast_1d(np.linalg.norm(bound))
 
 
 def _on_axis(bias: F64, y: F64, axis: int | None) -> F64:

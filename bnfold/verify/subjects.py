@@ -10,7 +10,6 @@ from bnfold.verify.ends import Pair
 from bnfold.verify.models import load_model, same_graph
 from bnfold.verify.onnx_inputs import drawn_for
 from bnfold.verify.onnx_subject import OnnxSubject
-from bnfold.verify.providers import CPU
 from bnfold.verify.samples import Samples
 from bnfold.verify.subject import RunOptions, Subject
 from bnfold.verify.synthetic import synthetic
@@ -49,8 +48,18 @@ def same_model(pair: Pair) -> bool:
     return getattr(one, "model", one) is getattr(other, "model", other)
 
 
-def drawn_samples(pair: Pair, samples: int, seed: int, options: RunOptions) -> Samples:
-    """Samples for the reference, in the second sizes too where it takes these."""
+def drawn_samples(
+    pair: Pair, samples: int, seed: int, provider: str, options: RunOptions
+) -> Samples:
+    """Samples for the reference, in the second sizes too where it takes these.
+
+    Args:
+        pair: The two models.
+        samples: How many.
+        seed: Their seed.
+        provider: Where the reference has to take them; empty where nothing will be run.
+        options: How it is run there.
+    """
     subject = pair.reference
     if isinstance(subject, OnnxSubject):
         drawn = drawn_for(subject.model.proto, samples, seed)
@@ -60,16 +69,17 @@ def drawn_samples(pair: Pair, samples: int, seed: int, options: RunOptions) -> S
         facts = torch_facts(subject)  # type: ignore[arg-type]
         drawn = synthetic(subject.inputs, samples, seed, statistics=facts.statistics,
                           limits=facts.limits)  # fmt: skip
-    if not drawn.has_second_sizes or _runs(pair, drawn, options):
+    if not drawn.has_second_sizes or _takes(pair, drawn, provider, options):
         return drawn
     return drawn.without_second_sizes()
 
 
-def _runs(pair: Pair, drawn: Samples, options: RunOptions) -> bool:
+def _takes(pair: Pair, drawn: Samples, provider: str, options: RunOptions) -> bool:
     """Whether the reference takes a sample in the second sizes."""
     feed = drawn.feeds[drawn.second.index(True)]
     try:
-        pair.reference.runner(CPU, options).run(feed)
+        if provider:
+            pair.reference.runner(provider, options).run(feed)
         pair.reference.oracle()(feed)
     except InconclusiveError:
         return False

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.verify.lockstep import Tape, floats
+from bnfold.verify.bounds import LINEAR
+from bnfold.verify.lockstep import ELEMENTWISE, Tape, floats
 from bnfold.verify.oracle import lift, names_read
 
 # Half of the channels right: the same value in the same units.
@@ -22,6 +23,12 @@ MOST = 0.5
 
 # The suspects that a tensor is computed from, and whether their units may have been taken back.
 Origins = Mapping[int, bool]
+
+# What is made of all of a tensor: through a Split, half of it may be right.
+_WHOLE = ELEMENTWISE | LINEAR | {
+    "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Flatten", "Reshape",
+    "Transpose", "Squeeze", "Unsqueeze", "Concat",
+}  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -31,15 +38,16 @@ class Suspects:
     Attributes:
         tape: The reference.
         found: All of them, in order.
-        local: Those of a weight of which most channels agree.
-        proved: Those of which most channels agree, that nothing can have taken back.
+        local: Those of a weight, under a name of the reference's, of which most channels agree.
+        proved: Those that agree again behind them, though nothing can have taken units back.
+        roots: Where what is wrong with each began.
     """
 
     tape: Tape
     found: list[int] = field(default_factory=list)
     local: set[int] = field(default_factory=set)
     proved: set[int] = field(default_factory=set)
-    _near: set[int] = field(default_factory=set)
+    roots: dict[int, int] = field(default_factory=dict)
     _origins: dict[str, Origins] = field(default_factory=dict)
 
     def inherited(self, node: Any, values: Mapping[str, Any], fixed: set[str]) -> Origins:
@@ -47,9 +55,10 @@ class Suspects:
         before = [self._origins[n] for n in names_read(node.onnx_node) if n in self._origins]
         if not before:
             return {}
-        changed = node.need_context() or any(
+        # Two of them, as those of an Add, may make up for each other.
+        changed = len(before) > 1 or node.onnx_node.op_type not in _WHOLE or any(
             self._is_changed(name, values.get(name)) for name in node.input if name in fixed
-        )
+        )  # fmt: skip
         merged: dict[int, bool] = {}
         for origins in before:
             for index, passed in origins.items():
@@ -70,19 +79,22 @@ class Suspects:
             self._origins[name] = dict.fromkeys(origins, True)
 
     def disagrees(
-        self, name: str, origins: Origins, index: int, agreeing: float, *, weighted: bool
+        self, name: str, origins: Origins, index: int, agreeing: float, *, named: bool
     ) -> None:
-        """The tensor ``name``, of which a share of the channels agrees, is a suspect itself."""
+        """The tensor ``name``, of which a share of the channels agrees, is a suspect itself.
+
+        ``named``: a weight makes it, under a name of the reference's.
+        """
         self.found.append(index)
-        if agreeing >= MOST:
-            self._near.add(index)
-            self.local.update({index} if weighted else ())
+        if agreeing >= MOST and named:
+            self.local.add(index)
+        self.roots[index] = min([i for i, passed in origins.items() if not passed], default=index)
         self._origins[name] = {**origins, index: False}
 
     def agrees(self, origins: Origins) -> None:
         """What is computed from suspects agrees."""
-        self.proved |= self._near.intersection(i for i, passed in origins.items() if not passed)
+        self.proved.update(index for index, passed in origins.items() if not passed)
 
-    def reach(self, names: Iterable[str]) -> bool:
-        """Whether one of the tensors is computed from a suspect that nothing took back."""
-        return not self._origins.keys().isdisjoint(names)
+    def behind(self, names: Iterable[str]) -> set[int]:
+        """The suspects that one of the tensors is computed from, with none between that agrees."""
+        return {index for name in names for index in self._origins.get(name, ())}

@@ -107,8 +107,12 @@ def _onnx(
             else:
                 warnings.append(f"tier B is left out: {error}")
         else:
-            found.append(sites.tier)
             unpaired, outputs = sites.unpaired, sites.outputs
+            nothing = sites.tier.verdict is Verdict.INCONCLUSIVE
+            if nothing and expected is None and tiers not in ("B", "AB"):
+                warnings.append(f"tier B is left out: {sites.tier.message}")
+            else:
+                found.append(sites.tier)
     ranges = weight_ranges(one.model.proto, other.model.proto)
     return Found(tuple(found), tuple(warnings), unpaired, ranges, outputs, expected)
 
@@ -131,7 +135,7 @@ def _torch(one: Any, other: Any, samples: Samples, tiers: str, progress: Progres
     warnings: list[str] = []
     found: list[TierResult] = []
     progress("folding the reference again", None)
-    expected = torch_expected(one.model, other.model, example_inputs=one.example_args,
+    expected = torch_expected(one.model, other.model, example_inputs=one.example_inputs,
                               example_kwargs=one.example_kwargs)  # fmt: skip
     if "A" in tiers:
         warnings.extend(expected.notes)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from bnfold.verify.bounds import F64, LINEAR, Operation, channel_axis, norms, rounding_norms
+from bnfold.verify.bounds import F64, LINEAR, Operation, channel_axis, rounding_norms
 from bnfold.verify.judge import Verdict
 from bnfold.verify.result import SiteResult
 from bnfold.verify.torch_lift import widened
@@ -29,6 +29,8 @@ CHOICES = 3
 # So many times its bound a value is off for another reason than rounding; and so near it is still
 # the same value.
 SURE, NEAR = 4.0, 0.5
+# Beyond this, numbers stand for infinity.
+HUGE = 1e150
 # A channel this much smaller than the largest does nothing that could be seen.
 ALIVE = 2.0**-10
 
@@ -201,21 +203,34 @@ class Follower(Walk):  # type: ignore[no-untyped-call]
     def _agrees(self, step: Step, made: Tensor) -> bool:
         """Whether a value is one of the reference's; it then becomes that."""
         assert self._tape is not None
+        near = self._tape.nearest(made, CHOICES)
+        untouched = not self._again and not self._changes(step)
+        if untouched and any(torch.equal(made, value.value) for value in near[:1]):
+            return True  # the same operator on the same numbers
+        found = self._found(step, made, near)
+        if found is None:
+            return False
+        made.copy_(found[0].value)
+        if not untouched or found[2] is self.near:
+            self._worst(found[2], found[1])
+        return True
+
+    def _found(
+        self, step: Step, made: Tensor, near: Sequence[Value]
+    ) -> tuple[Value, SiteResult, dict[str, SiteResult]] | None:
+        """The value that ``made`` is, how well it agrees, and where to remember that."""
         compare = self._drift(made) if self._again else self._rounded(step, made)
-        choices = [(v, compare(v, step)) for v in self._tape.nearest(made, CHOICES)]
-        right = next((choice for choice in choices if choice[1].ratio <= 1), None)
-        kept = self.sites
-        if right is None and self._trusting:
-            right = next((c for c in choices if c[1].ratio > SURE and c[1].error < NEAR), None)
-            kept = self.near
-        if right is not None:
-            made.copy_(right[0].value)
-            if self._changes(step) or self._again or kept is self.near:
-                self._worst(kept, right[1])
-            return True
+        first: SiteResult | None = None
+        for value in near:
+            result = compare(value, step)
+            if result.ratio <= 1:
+                return value, result, self.sites
+            if self._trusting and result.ratio > SURE and result.error < NEAR:
+                return value, result, self.near
+            first = first or result
         nothing = SiteResult(step.name, step.op, step.name, "", Verdict.PASS, math.inf, 0, math.inf)
-        self._worst(self.lost, choices[0][1] if choices else nothing)
-        return False
+        self._worst(self.lost, first or nothing)
+        return None
 
     def _worst(self, found: dict[str, SiteResult], result: SiteResult) -> None:
         known = found.get(result.site)
@@ -225,30 +240,26 @@ class Follower(Walk):  # type: ignore[no-untyped-call]
     def _rounded(self, step: Step, made: Tensor) -> Callable[[Value, Step], SiteResult]:
         """Against what rounding the operator's own constants explains, for each channel."""
         what = operation(step.op, step.given, lambda value: not self.varies(value))
-        y = _plain(made.numpy())
-        axis = channel_axis(what.op_type, y.ndim)
-        size = norms(y, axis)
-        own = np.zeros(1)
-        unit = self._unit(step)
-        if unit:
-            own = rounding_norms(what, y, axis)
-        slack = SLACK * (size + own + float(np.linalg.norm(y)) / math.sqrt(size.size))
-        count = math.sqrt(y.size / size.size)
+        axis, unit = channel_axis(what.op_type, made.dim()), self._unit(step)
+        size = _norms(made, axis)
+        own = rounding_norms(what, made.numpy(), axis) if unit else np.zeros(1)
+        total = float(np.linalg.norm(size)) or 1.0
+        slack = SLACK * (size + own + total / math.sqrt(size.size))
+        count = math.sqrt(made.numel() / size.size)
 
         def compare(value: Value, step: Step) -> SiteResult:
             bound = self._rounding.steps * unit * own + slack
             if not self._rounding.once:
                 bound = bound + self._rounding.steps * unit * _fitting(value.offsets, size) * count
-            apart = norms(_difference(y, value.value.numpy()), axis)
+            apart = _norms(_difference(made, value.value), axis)
             ratios = _ratios(apart, bound)
             channel = int(ratios.argmax())
-            total = float(np.linalg.norm(size)) or 1.0
             bounds = np.broadcast_to(bound, size.shape)
             return SiteResult(
                 step.name, step.op, step.name, value.name, Verdict.PASS,
                 float(np.linalg.norm(apart)) / total, float(np.linalg.norm(bounds)) / total,
                 float(ratios[channel]), channel if size.size > 1 else None,
-                _caught(what, y, axis, SURE * bounds + apart) if unit else None,
+                _caught(what, made, axis, SURE * bounds + apart) if unit else None,
             )  # fmt: skip
 
         return compare
@@ -261,11 +272,10 @@ class Follower(Walk):  # type: ignore[no-untyped-call]
     def _drift(self, made: Tensor) -> Callable[[Value, Step], SiteResult]:
         """Against what the twins differ by."""
         floor = drift_of(made, [_tensors(twin)[0] for twin in self._again])
-        y = _plain(made.numpy())
-        total = float(np.linalg.norm(y)) or 1.0
+        total = float(_norms(made, None)[0]) or 1.0
 
         def compare(value: Value, step: Step) -> SiteResult:
-            apart = float(np.linalg.norm(_difference(y, value.value.numpy())))
+            apart = distance(made, value.value)
             return SiteResult(
                 step.name, step.op, step.name, value.name, Verdict.PASS, apart / total,
                 floor / total, float(_ratios(np.array(apart), np.array(floor))),
@@ -276,28 +286,34 @@ class Follower(Walk):  # type: ignore[no-untyped-call]
 
 def drift_of(value: Tensor, twins: Sequence[Tensor]) -> float:
     """The norm of what rounding explains of a value, by what its twins differ from it."""
-    y = _plain(value.numpy())
-    far = [float(np.linalg.norm(_difference(y, _plain(twin.numpy())))) for twin in twins]
+    far = [distance(value, twin) for twin in twins]
     # A few numbers may happen to be near in both twins.
     limit = LIMIT * (1 + LIMIT / max(value.numel(), 1))
-    return limit * max(far, default=0.0) + SLACK * float(np.linalg.norm(y))
+    return limit * max(far, default=0.0) + SLACK * float(_norms(value, None)[0])
 
 
 def distance(one: Tensor, other: Tensor) -> float:
     """The norm of the difference of two tensors; infinite where one of them only is not finite."""
-    return float(np.linalg.norm(_difference(_plain(one.numpy()), other.numpy())))
+    return float(_norms(_difference(one, other), None)[0])
 
 
-def _difference(one: F64, other: F64) -> F64:
-    with np.errstate(all="ignore"):
-        apart = one - _plain(other)
-    return np.where(np.isnan(one) & np.isnan(other), 0.0, np.where(np.isnan(apart), np.inf, apart))
+def _difference(one: Tensor, other: Tensor) -> Tensor:
+    apart = one - other
+    if math.isfinite(float(apart.sum())):
+        return apart
+    same = (one == other) | (one.isnan() & other.isnan())
+    # Norms leave out what is huge: it is what masks put in place of infinity.
+    return torch.where(same, 0.0, torch.where(apart.isfinite(), apart, 0.99 * HUGE))
 
 
-def _plain(values: Any) -> F64:
-    """Without infinities and what is put in their place: nothing is measured by those."""
-    wide: F64 = np.where(np.abs(values) > 1e150, np.copysign(1e150, values), values)
-    return np.where(np.abs(wide) >= 1e150, 0.0, wide)
+def _norms(value: Tensor, axis: int | None) -> F64:
+    """The Euclidean norm of each channel, without what is put in place of infinities."""
+    others = [i for i in range(value.dim()) if i != axis]
+    found = torch.linalg.vector_norm(value, dim=others) if others else value.abs()
+    if not bool(found.isfinite().all()):
+        plain = torch.where(value.abs() < HUGE, value, 0.0)
+        found = torch.linalg.vector_norm(plain, dim=others) if others else plain.abs()
+    return np.atleast_1d(found.numpy())
 
 
 def _ratios(apart: F64, bound: F64) -> F64:
@@ -311,15 +327,14 @@ def _fitting(offsets: F64, size: F64) -> F64:
     return offsets if offsets.size in (1, size.size) else np.full(1, offsets.max())
 
 
-def _caught(what: Operation, y: F64, axis: int | None, needed: F64) -> float | None:
+def _caught(what: Operation, made: Tensor, axis: int | None, needed: F64) -> float | None:
     """The smallest power of two that, as an error of a channel's scale, is more than ``needed``."""
     if what.op_type not in LINEAR:
         return None
     bias = what.inputs[2] if len(what.inputs) > 2 else None
-    scaled = (
-        y if bias is None else y - bias.reshape((-1,) + (1,) * (y.ndim - 2) if axis == 1 else -1)
-    )
-    sizes = norms(scaled, axis)
+    after = (1,) * (made.dim() - 1 - (axis or 0))
+    scaled = made if bias is None else made - torch.from_numpy(bias.reshape(-1, *after))
+    sizes = _norms(scaled, axis)
     alive = sizes > ALIVE * sizes.max()
     if not alive.any():
         return None

@@ -95,4 +95,5 @@ def _array(value: Any, constant: bool) -> NDArray[Any] | None:
 
 
 def _at_least_normal(array: NDArray[Any]) -> NDArray[Any]:
-    return np.where(np.abs(array) < 2.0**-126, np.copysign(2.0**-126, array), array)
+    tiny = np.abs(array) < 2.0**-126
+    return np.where(tiny, np.copysign(2.0**-126, array), array) if tiny.any() else array

@@ -256,14 +256,16 @@ def sampled(value: Tensor) -> Tensor:
 
 def offsets_of(step: Step, before: F64) -> F64:
     """The size of all constants added up so far, for each channel or as one number."""
-    sizes = {name: np.abs(value.numpy()) for name, value in step.constants.items()}
+    # A weight is no offset, and large.
+    wanted = {k: v for k, v in step.constants.items() if k != "weight" or "norm" in step.op}
+    sizes = {name: np.abs(value.numpy()) for name, value in wanted.items()}
     if "batch_norm" in step.op and {"running_mean", "running_var"} <= sizes.keys():
         scale = sizes.get("weight", np.ones(1)) / np.sqrt(
             sizes["running_var"] + float(step.given.get("eps", step.given.get("epsilon", 1e-5)))
         )
         moved: F64 = scale * (before + sizes["running_mean"]) + sizes.get("bias", np.zeros(1))
         return moved
-    if "bias" in sizes or step.op == "addmm":
+    if step.op == "convolution" or "bias" in sizes or step.op in ("addmm", "mm"):
         return np.asarray(sizes.get("bias", sizes.get("self", np.zeros(1)))).reshape(-1)
     other = next(iter(sizes.values()), None)
     if other is None or not other.size:
