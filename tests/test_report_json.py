@@ -24,7 +24,7 @@ from tests.report_samples import FAILING, PASSING, SAMPLES
 SCHEMA = bnfold.report.schema()
 CHECKER = jsonschema.Draft202012Validator(SCHEMA)
 CLASSES = (
-    Report, Size, Step, result.CheckResult, result.InputUse, result.OutputResult,
+    Report, Size, Step, result.CheckResult, result.InputUse, result.Mutation, result.OutputResult,
     result.ProviderRun, result.SiteResult, result.TierResult, result.WeightRange, judge.Decisions,
     judge.Figures, judge.Gates, judge.Measured, judge.Settled,
 )  # fmt: skip

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from bnfold.errors import UsageError
+from bnfold.errors import ReadError, UsageError
 from bnfold.verify.inputs import user_samples
 from bnfold.verify.onnx_inputs import input_specs
 from bnfold.verify.subject import TensorSpec
@@ -233,12 +233,17 @@ def nan_at(row: int) -> Any:
         ([], "no samples"),
         ([3], "a sample is a int"),
         (3, "a int is no set of inputs"),
-        ("missing.npz", "missing.npz: can't be read as inputs"),
     ],
 )  # fmt: skip
 def test_inputs_that_are_not_the_models_are_refused_by_name(inputs: Any, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         user_samples(PAIR, inputs)
+
+
+@pytest.mark.parametrize("name", ["missing.npz", "missing.npy", "missing.pb", "missing"])
+def test_a_file_that_is_not_there_is_told_apart(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ReadError, match=f"{name}: can't be read as inputs: No such file"):
+        user_samples(ONE, tmp_path / name)
 
 
 def test_infinities_are_fed() -> None:

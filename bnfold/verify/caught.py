@@ -23,4 +23,8 @@ def what_was_caught(result: CheckResult) -> str:
             what = "of the scale of any one fold" if tier.tier == "B" else "of the output"
             where = f" on {tier.provider}" if tier.provider else ""
             said.append(f"an error of {tier.caught:.2g} {what} (tier {tier.tier}{where})")
+    said += [
+        f"an error of {m.caught:.2g} of the weight '{m.weight}' (mutants on {m.provider})"
+        for m in result.mutations
+    ]
     return ", ".join(said)

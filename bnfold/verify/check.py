@@ -20,6 +20,7 @@ from bnfold.verify.customops import require_known_operators
 from bnfold.verify.ends import (
     Pair,
     Progress,
+    Runs,
     certified,
     judge_ends,
     measure_runs,
@@ -35,11 +36,13 @@ from bnfold.verify.inputs import user_samples
 from bnfold.verify.interface import require_same_interface
 from bnfold.verify.judge import Gates, Verdict
 from bnfold.verify.memory import float64_bytes, memory_guard, require_memory
+from bnfold.verify.mutation import caught_by_mutation
 from bnfold.verify.onnx_subject import OnnxSubject
 from bnfold.verify.providers import full_name
 from bnfold.verify.reproducer import write_reproducer
 from bnfold.verify.result import (
     CheckResult,
+    Mutation,
     OutputResult,
     ProviderRun,
     SiteResult,
@@ -47,7 +50,7 @@ from bnfold.verify.result import (
     WeightRange,
 )
 from bnfold.verify.samples import SAMPLES, Samples
-from bnfold.verify.subject import Outputs, RunOptions, Subject
+from bnfold.verify.subject import Feeds, Outputs, RunOptions, Subject
 from bnfold.verify.subjects import drawn_samples, load_pair, same_model
 from bnfold.verify.tiers import inside, site_tiers
 
@@ -184,6 +187,8 @@ class _Check:
         self.weights: tuple[WeightRange, ...] = ()
         self.first: Outputs | None = None
         self.oracle: list[Outputs] = []
+        self.sited = False
+        self.mutations: list[Mutation] = []
 
     def run(self) -> CheckResult:
         tiers = tuple(self._tiers())
@@ -193,7 +198,7 @@ class _Check:
             len(self.samples.feeds), self.samples.seed, tuple(self.warnings),
             runs=tuple(self.runs), inputs=self.samples.uses(), weights=self.weights,
             unpaired=self.unpaired, guilty="" if guilty is None else guilty.site,
-            gates=self.plan.gates, environment=environment(),
+            mutations=tuple(self.mutations), gates=self.plan.gates, environment=environment(),
         )  # fmt: skip
         return replace(result, caught=what_was_caught(result))
 
@@ -211,6 +216,7 @@ class _Check:
         self.warnings.extend(found.warnings)
         self.unpaired, self.weights, self.first = found.unpaired, found.weights, found.outputs
         self.expected = found.expected
+        self.sited = any(tier.sites for tier in found.tiers)
         yield from found.tiers
         if self.plan.runs:
             yield from self._ends(runs)
@@ -218,7 +224,7 @@ class _Check:
             why = found.warnings[-1] if found.warnings else "there is nothing to compare"
             yield TierResult(self.plan.tiers[0], "", Verdict.INCONCLUSIVE, why)
 
-    def _ends(self, runs: list[Any]) -> Iterator[TierResult]:
+    def _ends(self, runs: Sequence[Runs]) -> Iterator[TierResult]:
         if self.samples.distinct < 2:
             doubt = "fewer than two distinct samples: an output that never changes would pass"
             for run in runs:
@@ -248,7 +254,16 @@ class _Check:
             measured = measure_runs(run, oracle, self.pair.reference.unit)
             certificate = certified(run, measured)
             self.runs.extend(() if certificate is None else (certificate,))
-            yield from judge_ends(run.provider, measured, self.plan.tiers, self.plan.gates)
+            tiers = list(judge_ends(run.provider, measured, self.plan.tiers, self.plan.gates))
+            if not self.sited and all(tier.verdict is Verdict.PASS for tier in tiers):
+                self._mutate(run, [self.samples.feeds[i] for i in kept], oracle)
+            yield from tiers
+
+    def _mutate(self, run: Runs, feeds: Sequence[Feeds], oracle: Sequence[Outputs]) -> None:
+        """Without tier B, what would have been caught is seen by spoiling a weight."""
+        self.progress(f"running mutants on {run.provider}", None)
+        found = caught_by_mutation(self.pair, run, feeds, oracle, self.plan.options)
+        self.mutations += [] if found is None else [Mutation(run.provider, *found)]
 
     def _inside(self, pair: Pair) -> Iterator[TierResult]:
         """The outputs are the same for every sample: a tensor inside is judged in their place."""

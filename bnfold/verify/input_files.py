@@ -12,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from bnfold.errors import UsageError
+from bnfold.errors import BnfoldError, ReadError, UsageError
 from bnfold.verify.subject import TensorSpec
 
 Arrays = dict[str, NDArray[Any]]
@@ -35,6 +35,7 @@ def read_sets(path: Path, specs: Sequence[TensorSpec]) -> list[Arrays]:
 
     Raises:
         UsageError: It is none of these; names the file.
+        ReadError: It is not there, or can't be read.
     """
     if path.is_dir():
         return _read_folder(path, specs)
@@ -88,7 +89,10 @@ def _read_npz(path: Path, specs: Sequence[TensorSpec]) -> Arrays:
     return arrays
 
 
-def _unreadable(path: Path, error: Exception) -> UsageError:
+def _unreadable(path: Path, error: Exception) -> BnfoldError:
+    if isinstance(error, OSError) and error.errno is not None:  # the file, not what is in it
+        met = f"can't be read as inputs: {error.strerror or error}"
+        return ReadError(met, file=str(path), todo=TODO)
     return UsageError(f"can't be read as inputs: {error}", file=str(path), todo=TODO)
 
 

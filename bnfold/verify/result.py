@@ -150,6 +150,21 @@ class InputUse:
 
 
 @dataclass(frozen=True, slots=True)
+class Mutation:
+    """What tier C flags when a weight of the candidate is spoilt on purpose.
+
+    Attributes:
+        provider: Where the mutants ran, by its full name.
+        weight: The weight, by name.
+        caught: The smallest ``2^-k`` such that the weight times ``1 + 2^-k`` fails.
+    """
+
+    provider: str
+    weight: str
+    caught: float
+
+
+@dataclass(frozen=True, slots=True)
 class CheckResult:
     """What a check found.
 
@@ -168,6 +183,7 @@ class CheckResult:
         caught: The smallest error that the check would have flagged, in one sentence.
         gates: The user's own limits beside the noise floor.
         environment: Versions and machine, by name.
+        mutations: What tier C flags of mutants, where no tier B says what is caught.
     """
 
     reference: str
@@ -184,6 +200,7 @@ class CheckResult:
     caught: str = ""
     gates: Gates = field(default_factory=Gates)
     environment: Mapping[str, str] = field(default_factory=dict)
+    mutations: tuple[Mutation, ...] = ()
 
     @property
     def verdict(self) -> Verdict:

@@ -7,32 +7,22 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from bnfold.verify.bounds import F64, LINEAR, Operation, channel_axis, rounding_norms
 from bnfold.verify.judge import Verdict
 from bnfold.verify.result import SiteResult
+from bnfold.verify.torch_compare import NEAR, SURE, by_drift, by_rounding
 from bnfold.verify.torch_lift import widened
-from bnfold.verify.torch_operations import operation
-from bnfold.verify.torch_tape import Arguments, Step, Tape, Value, Walk, first_float, written
+from bnfold.verify.torch_steps import Arguments, Step, Value, Walk, first_float, written
+from bnfold.verify.torch_tape import Tape
 
-# What float64 itself leaves of a value, relative: far below what is asked of float32.
-SLACK = 2.0**-40
-# So many times what the twins differ by; they are off by more than a fold, but there are only two.
-LIMIT, DRAWS, ROUNDINGS = 8.0, 2, 2.0
+# Twins of a value, and by how many roundings their constants are off.
+DRAWS, ROUNDINGS = 2, 2.0
 # How many values of the reference are held against one of the candidate's.
 CHOICES = 3
-# So many times its bound a value is off for another reason than rounding; and so near it is still
-# the same value.
-SURE, NEAR = 4.0, 0.5
-# Beyond this, numbers stand for infinity.
-HUGE = 1e150
-# A channel this much smaller than the largest does nothing that could be seen.
-ALIVE = 2.0**-10
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +38,6 @@ class Rounding:
     unit: Callable[[str], float]
     changed: Callable[[str], bool]
     steps: float
-
-    @property
-    def once(self) -> bool:
-        """Whether constants were computed in float64 and rounded at the end."""
-        return self.steps <= 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -219,10 +204,14 @@ class Follower(Walk):  # type: ignore[no-untyped-call]
         self, step: Step, made: Tensor, near: Sequence[Value]
     ) -> tuple[Value, SiteResult, dict[str, SiteResult]] | None:
         """The value that ``made`` is, how well it agrees, and where to remember that."""
-        compare = self._drift(made) if self._again else self._rounded(step, made)
+        if self._again:
+            compare = by_drift(step, made, [_tensors(twin)[0] for twin in self._again])
+        else:
+            steps, unit = self._rounding.steps, self._unit(step)
+            compare = by_rounding(step, made, unit, steps, lambda value: not self.varies(value))
         first: SiteResult | None = None
         for value in near:
-            result = compare(value, step)
+            result = compare(value)
             if result.ratio <= 1:
                 return value, result, self.sites
             if self._trusting and result.ratio > SURE and result.error < NEAR:
@@ -237,109 +226,10 @@ class Follower(Walk):  # type: ignore[no-untyped-call]
         if known is None or known.ratio < result.ratio:
             found[result.site] = result
 
-    def _rounded(self, step: Step, made: Tensor) -> Callable[[Value, Step], SiteResult]:
-        """Against what rounding the operator's own constants explains, for each channel."""
-        what = operation(step.op, step.given, lambda value: not self.varies(value))
-        axis, unit = channel_axis(what.op_type, made.dim()), self._unit(step)
-        size = _norms(made, axis)
-        own = rounding_norms(what, made.numpy(), axis) if unit else np.zeros(1)
-        total = float(np.linalg.norm(size)) or 1.0
-        slack = SLACK * (size + own + total / math.sqrt(size.size))
-        count = math.sqrt(made.numel() / size.size)
-
-        def compare(value: Value, step: Step) -> SiteResult:
-            bound = self._rounding.steps * unit * own + slack
-            if not self._rounding.once:
-                bound = bound + self._rounding.steps * unit * _fitting(value.offsets, size) * count
-            apart = _norms(_difference(made, value.value), axis)
-            ratios = _ratios(apart, bound)
-            channel = int(ratios.argmax())
-            bounds = np.broadcast_to(bound, size.shape)
-            return SiteResult(
-                step.name, step.op, step.name, value.name, Verdict.PASS,
-                float(np.linalg.norm(apart)) / total, float(np.linalg.norm(bounds)) / total,
-                float(ratios[channel]), channel if size.size > 1 else None,
-                _caught(what, made, axis, SURE * bounds + apart) if unit else None,
-            )  # fmt: skip
-
-        return compare
-
     def _unit(self, step: Step) -> float:
         """Of the coarsest constant that changed; 0 where none did."""
         held = [self.holder(v) for v in step.constants.values() if self._changed(v)]
         return max(map(self._rounding.unit, held), default=0.0)
-
-    def _drift(self, made: Tensor) -> Callable[[Value, Step], SiteResult]:
-        """Against what the twins differ by."""
-        floor = drift_of(made, [_tensors(twin)[0] for twin in self._again])
-        total = float(_norms(made, None)[0]) or 1.0
-
-        def compare(value: Value, step: Step) -> SiteResult:
-            apart = distance(made, value.value)
-            return SiteResult(
-                step.name, step.op, step.name, value.name, Verdict.PASS, apart / total,
-                floor / total, float(_ratios(np.array(apart), np.array(floor))),
-            )  # fmt: skip
-
-        return compare
-
-
-def drift_of(value: Tensor, twins: Sequence[Tensor]) -> float:
-    """The norm of what rounding explains of a value, by what its twins differ from it."""
-    far = [distance(value, twin) for twin in twins]
-    # A few numbers may happen to be near in both twins.
-    limit = LIMIT * (1 + LIMIT / max(value.numel(), 1))
-    return limit * max(far, default=0.0) + SLACK * float(_norms(value, None)[0])
-
-
-def distance(one: Tensor, other: Tensor) -> float:
-    """The norm of the difference of two tensors; infinite where one of them only is not finite."""
-    return float(_norms(_difference(one, other), None)[0])
-
-
-def _difference(one: Tensor, other: Tensor) -> Tensor:
-    apart = one - other
-    if math.isfinite(float(apart.sum())):
-        return apart
-    same = (one == other) | (one.isnan() & other.isnan())
-    # Norms leave out what is huge: it is what masks put in place of infinity.
-    return torch.where(same, 0.0, torch.where(apart.isfinite(), apart, 0.99 * HUGE))
-
-
-def _norms(value: Tensor, axis: int | None) -> F64:
-    """The Euclidean norm of each channel, without what is put in place of infinities."""
-    others = [i for i in range(value.dim()) if i != axis]
-    found = torch.linalg.vector_norm(value, dim=others) if others else value.abs()
-    if not bool(found.isfinite().all()):
-        plain = torch.where(value.abs() < HUGE, value, 0.0)
-        found = torch.linalg.vector_norm(plain, dim=others) if others else plain.abs()
-    return np.atleast_1d(found.numpy())
-
-
-def _ratios(apart: F64, bound: F64) -> F64:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        found: F64 = np.where(apart > 0, apart / bound, 0.0)
-    return found
-
-
-def _fitting(offsets: F64, size: F64) -> F64:
-    """Offsets for each channel, or their largest where they are of other channels."""
-    return offsets if offsets.size in (1, size.size) else np.full(1, offsets.max())
-
-
-def _caught(what: Operation, made: Tensor, axis: int | None, needed: F64) -> float | None:
-    """The smallest power of two that, as an error of a channel's scale, is more than ``needed``."""
-    if what.op_type not in LINEAR:
-        return None
-    bias = what.inputs[2] if len(what.inputs) > 2 else None
-    after = (1,) * (made.dim() - 1 - (axis or 0))
-    scaled = made if bias is None else made - torch.from_numpy(bias.reshape(-1, *after))
-    sizes = _norms(scaled, axis)
-    alive = sizes > ALIVE * sizes.max()
-    if not alive.any():
-        return None
-    worst = float((needed[alive] / sizes[alive]).max())
-    return 2.0 ** math.ceil(math.log2(worst)) if worst > 0 else 0.0
 
 
 def _tensors(tree: Any) -> list[Tensor]:

@@ -29,14 +29,15 @@ from bnfold.verify.judge import Verdict
 from bnfold.verify.result import SiteResult, TierResult
 from bnfold.verify.subject import Feeds
 from bnfold.verify.torch_calling import results_in
+from bnfold.verify.torch_compare import NEAR, SURE, distance, drift_of
 from bnfold.verify.torch_copies import Replica
-from bnfold.verify.torch_follow import NEAR, SURE, Doubt, Follower, Rounding, distance, drift_of
+from bnfold.verify.torch_follow import Doubt, Follower, Rounding
+from bnfold.verify.torch_steps import Walk
 from bnfold.verify.torch_subject import TorchSubject, rounding_unit
-from bnfold.verify.torch_tape import Tape, Walk
+from bnfold.verify.torch_tape import Tape
 from bnfold.verify.torch_weights_expected import equal, state_of
 
 ROUNDED_ONCE, ROUNDED = 1.0, 4.0
-MOST_SAMPLES = 2
 # Of narrower types a unit of a channel may pass for a rounding, and be put right where it is not.
 NARROW = 2.0**-20
 # An output that depends on no input may be rounded, too.
@@ -70,7 +71,7 @@ def torch_sites(
     Args:
         reference: The unfolded model.
         candidate: The folded one.
-        feeds: Samples; the first two are used.
+        feeds: Samples; each takes as long as about five runs in float64.
         ours: Whether bnfold made the candidate, so that its weights are rounded once.
     """
     if not feeds:
@@ -78,7 +79,7 @@ def torch_sites(
     try:
         rounding = _rounding(reference, candidate, ROUNDED_ONCE if ours else ROUNDED)
         pair = _Pair(reference, candidate, rounding)
-        return _merged([pair.run(feed) for feed in feeds[:MOST_SAMPLES]])
+        return _merged([pair.run(feed) for feed in feeds])
     except InconclusiveError as error:
         return _inconclusive(str(error))
 
