@@ -7,7 +7,6 @@ as that of a tool that nobody knows, where tensors are paired by name and struct
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -306,3 +305,190 @@ def test_equalised_folds_raise_no_alarm(name: str, folder: Path) -> None:
         said = sites(reference, equalised(fold(reference), seed))
         assert said.tier.verdict is Verdict.PASS, said.tier.message
         assert said.unpaired
+
+
+# ---- wrong folds ----
+
+VICTIM_TEXT = f"""
+    [c1] c1 = Conv<pads=[1,1,1,1]>(x, w1) [n1] b1 = {bn("n1", "c1")} [r1] r1 = Relu(b1)
+    [c2] c2 = Conv(r1, w2, a2) [n2] b2 = {bn("n2", "c2")} [r2] r2 = Relu(b2)
+    [c3] c3 = Conv(r2, w3) [n3] b3 = {bn("n3", "c3")} [j3] j3 = Add(b3, r2)
+    [c4] c4 = Conv(r2, w4) [n4] b4 = {bn("n4", "c4")} [r4] r4 = Relu(b4)
+    [j4] j4 = Concat<axis=1>(j3, r4) [c5] c5 = Conv(j4, w5) [p5] p5 = Reshape(c5, lines)
+    [t5] t5 = Transpose<perm=[0,2,1]>(p5) [m6] m6 = MatMul(t5, w6) [a6] a6 = Add(m6, a6c)
+    [t6] t6 = Transpose<perm=[0,2,1]>(a6) [n6] b6 = {bn("n6", "t6")} [r6] r6 = HardSwish(b6)
+    [q6] q6 = Reshape(r6, image) [c7] y = Conv(q6, w7)"""
+
+
+@cache
+def victim() -> Model:
+    """A net of a few kinds of sites; nothing of what c4 computes gets past its Relu."""
+    rng = np.random.default_rng(5)
+    shapes = {"w1": (6, 3, 3, 3), "w2": (8, 6, 3, 3), "a2": (8,), "w3": (8, 8, 1, 1),
+              "w4": (4, 8, 1, 1), "w5": (8, 12, 1, 1), "w6": (8, 8), "a6c": (8,),
+              "w7": (3, 8, 1, 1)}  # fmt: skip
+    given = {name: nets.weight(rng, *shape) for name, shape in shapes.items()}
+    for name, channels in (("n1", 6), ("n2", 8), ("n3", 8), ("n4", 4), ("n6", 8)):
+        given |= nets.batch_norm(rng, name, channels)
+        given[f"{name}_g"][:3] = [-1.5, 0.1, 0.6]
+    given["n4_b"] -= 100
+    given |= {"lines": np.array([2, 8, -1]), "image": np.array([2, 8, 6, 6])}
+    return nets.model(f"g (float[2,3,8,8] x) => (float[A,B,C,D] y) {{ {VICTIM_TEXT} }}", given)
+
+
+class Site:
+    """A right fold, to be spoiled at the operator ``name``."""
+
+    def __init__(self, name: str) -> None:
+        self.draft = Draft(fold(victim()))
+        self.node = next(n for n in self.draft.graph.node if n.name == name)
+        self.before = next(n for n in victim().graph.node if n.name == name)
+
+    def store(self, position: int, array: nets.Array) -> None:
+        self.draft.store(self.node.input[position], array)
+
+    def array(self, position: int) -> nets.Array:
+        return self.draft.array(self.node.input[position])
+
+    def stale(self, position: int) -> nets.Array:
+        """The constant as it is in the unfolded net."""
+        return nets.constant(victim(), self.before.input[position]).astype(np.float64)
+
+
+Spoil = Callable[[Site], None]
+
+
+def scaled(position: int, factor: float, channel: int | slice = slice(None)) -> Spoil:
+    def spoil(site: Site) -> None:
+        array = site.array(position)
+        array[channel] *= factor
+        site.store(position, array)
+
+    return spoil
+
+
+def permuted(position: int, axis: int) -> Spoil:
+    def spoil(site: Site) -> None:
+        array = site.array(position)
+        order = [1, 0, *range(2, array.shape[axis])]
+        site.store(position, array.take(order, axis))
+
+    return spoil
+
+
+def without_epsilon(site: Site) -> None:
+    variance = nets.constant(victim(), "n2_v").astype(np.float64)
+    ratio = np.sqrt((variance + 1e-5) / variance).reshape(-1, 1, 1, 1)
+    site.store(1, site.array(1) * ratio)
+
+
+def along_the_wrong_axis(site: Site) -> None:
+    stale, right = site.stale(1), site.array(1)
+    scale = (right / stale)[:, 0].reshape(1, -1, 1, 1)
+    site.store(1, stale * scale)
+
+
+def not_a_number(site: Site) -> None:
+    array = site.array(1)
+    array[2, 0, 0, 0] = np.nan
+    site.store(1, array)
+
+
+def stale(site: Site) -> None:
+    site.store(1, site.stale(1))
+
+
+DEFECTS: Mapping[str, tuple[str, Spoil]] = {
+    "a bias off by a thousandth": ("c2", scaled(2, 1.001)),
+    "one channel scaled by 1.001": ("c2", scaled(1, 1.001, 4)),
+    "a bias of zero on one channel": ("c1", scaled(2, 0.0, 1)),
+    "output channels swapped": ("c2", permuted(1, 0)),
+    "input channels swapped": ("c2", permuted(1, 1)),
+    "biases swapped": ("c1", permuted(2, 0)),
+    "a sign": ("c1", scaled(1, -1.0, 0)),
+    "epsilon left out": ("c2", without_epsilon),
+    "a stale weight": ("c2", stale),
+    "a stale weight behind a residual Add": ("c3", stale),
+    "a scale along the wrong axis": ("c3", along_the_wrong_axis),
+    "a weight of a dead branch": ("c4", scaled(1, 1.001, 2)),
+    "a weight that no step was folded into": ("c5", scaled(1, 1.0001)),
+    "a NaN in a weight": ("c2", not_a_number),
+    "a stale weight of a MatMul before its Add": ("m6", stale),
+    "a stale Add behind a MatMul": ("a6", stale),
+    "the last weight": ("c7", scaled(1, 1.001, 1)),
+}
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["own", "unknown"])
+@pytest.mark.parametrize("name", DEFECTS)
+def test_a_defect_is_found_where_it_is(name: str, known: bool) -> None:
+    place, spoil = DEFECTS[name]
+    site = Site(place)
+    spoil(site)
+    expected = own(victim(), site.draft.model) if known else None
+    assert (expected is not None) is known
+    for seed in range(3):
+        said = sites(victim(), site.draft.model, expected, seed)
+        assert said.tier.verdict is Verdict.FAIL
+        first = next(s for s in said.tier.sites if s.verdict is Verdict.FAIL)
+        # What a MatMul holds is told by its Add at the earliest.
+        assert first.site in (("m6", "a6") if place in ("m6", "a6") else (place,))
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["own", "unknown"])
+def test_the_net_that_is_spoiled_is_right_before(known: bool) -> None:
+    candidate = fold(victim())
+    for seed in range(3):
+        said = sites(victim(), candidate, own(victim(), candidate) if known else None, seed)
+        assert said.tier.verdict is Verdict.PASS, said.tier.message
+
+
+BORDER = f"[r] r = Relu(x) [n] n = {bn('n4', 'r')} [c] y = Conv<pads=[{{pads}}]>(n, w)"
+
+
+@pytest.mark.parametrize("pads", ["0,0,0,0", "1,1,1,1", "0,0,0,1"])
+def test_a_shift_that_is_not_there_at_the_border_is_missed_there(pads: str) -> None:
+    """The textbook fold of a BatchNorm into the Conv behind it, right without padding alone."""
+    reference = net(BORDER.format(pads=pads))
+    given = weights()
+    gamma, beta, mean, variance = (given[f"n4_{c}"].astype(np.float64) for c in "gbmv")
+    scale = gamma / np.sqrt(variance + 1e-5)
+    shift = beta - mean * scale
+    draft = Draft(net(f"[r] r = Relu(x) [c] y = Conv<pads=[{pads}]>(r, w, b4)"))
+    w = draft.array("w")
+    draft.store("w", w * scale.reshape(1, -1, 1, 1))
+    draft.store("b4", (w * shift.reshape(1, -1, 1, 1)).sum(axis=(1, 2, 3)))
+    said = sites(reference, draft.model)
+    if pads == "0,0,0,0":
+        assert said.tier.verdict is Verdict.PASS, said.tier.message
+    else:
+        assert said.tier.verdict is Verdict.FAIL
+        assert said.tier.sites[-1].site == "c"
+
+
+# ---- what would have been caught ----
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["own", "unknown"])
+def test_what_is_said_to_be_caught_is_and_much_less_is_not(known: bool) -> None:
+    right = fold(victim())
+    expected = own(victim(), right) if known else None
+    judged = sites(victim(), right, expected)
+    assert judged.tier.caught is not None
+    assert judged.tier.caught < 1e-3
+    told = {s.site: s.caught for s in judged.tier.sites if s.caught is not None}
+    assert {"c1", "c2", "c3", "c5", "c7"} <= set(told)
+    for name, caught in told.items():
+        if name not in ("c1", "c2", "c3", "c4", "c5", "c7"):
+            continue
+        assert spoiled_by(name, caught, expected) is Verdict.FAIL, name
+        assert spoiled_by(name, caught / 64, expected) is Verdict.PASS, name
+
+
+def spoiled_by(name: str, caught: float, expected: Expected | None) -> Verdict:
+    """With the weight of ``name`` scaled, in double so that the change is not rounded away."""
+    site = Site(name)
+    array = site.array(1) * (1 + caught)
+    tensor = next(t for t in site.draft.graph.initializer if t.name == site.node.input[1])
+    tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    return sites(victim(), site.draft.model, expected).tier.verdict

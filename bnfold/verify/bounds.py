@@ -140,6 +140,40 @@ def _conv(operation: Operation, y: F64, axis: int | None) -> Rounding:
     return Rounding(absolute, random, _added(operation.bias(), y, axis))
 
 
+def carried(operation: Operation, noise: F64, axis: int | None, *, once: bool) -> F64 | None:
+    """What the noise of each channel of its input is on each channel of a linear operator's output.
+
+    Args:
+        operation: The operator.
+        noise: The norm on each channel, or one of all.
+        axis: The channel axis of the input; None where it has none.
+        once: Whether the worst is asked for, or what independent roundings come to.
+
+    Returns:
+        A norm for each channel; None where it can't be told.
+    """
+    if operation.op_type not in LINEAR or not operation.constant[1]:
+        return None
+    w, rank = operation.inputs[1], np.ndim(operation.inputs[0])
+    if operation.op_type in ("Conv", "ConvTranspose"):
+        flat, expected = w.reshape(*w.shape[:2], -1), 1
+    else:
+        turned = w.T if operation.attributes.get("transB") else w
+        flat, expected = turned.T[:, :, None], rank - 1
+    if w.ndim < 2 or (operation.op_type in ("Gemm", "MatMul") and w.ndim > 2):
+        return None
+    groups = int(operation.attributes.get("group") or 1)
+    transposed = operation.op_type == "ConvTranspose"
+    inputs = flat.shape[0] if transposed else flat.shape[1] * groups
+    if noise.size != inputs or axis != expected:
+        return None
+    sizes = np.abs(flat).sum(axis=2) if once else np.square(flat).sum(axis=2)
+    inner = (noise if once else np.square(noise)).reshape(groups, -1)
+    summed = _summed("ConvTranspose" if transposed else "Conv", sizes, inner, groups)
+    alpha = abs(float(operation.attributes.get("alpha", 1.0)))
+    return alpha * (summed if once else np.sqrt(summed))
+
+
 def _summed(op_type: str, sizes: F64, inner: F64, groups: int) -> F64:
     """Over the input channels of each group, for each output channel."""
     if op_type == "Conv":

@@ -7,8 +7,8 @@ travel: the first site beyond its bound is the guilty one.
 
 In a candidate of unknown origin a tensor may stand for another value than its name says, or be
 stored in other units. Such a tensor is left as it is, and what is computed from it is judged in its
-turn; only if no later tensor agrees, up to an output, `bnfold.verify.drift` decides. What is nearly
-the same is the same value gone wrong, if a weight makes it under a name of the reference's and half
+turn, with what rounding does on the way (`bnfold.verify.twins`): it is wrong if an output is. What
+is nearly the same is the same value gone wrong, if a weight makes it under its own name and half
 of its channels are right, or if nothing behind it can have taken other units back
 (`bnfold.verify.suspects`).
 """
@@ -16,13 +16,12 @@ of its channels are right, or if nothing behind it can have taken other units ba
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from bnfold.verify.bounds import F64, Operation, channel_axis, norms
-from bnfold.verify.drift import drifted
+from bnfold.verify.bounds import F64, Operation, channel_axis, fitting, norms
 from bnfold.verify.expected import Expected, Held
 from bnfold.verify.judge import Verdict
 from bnfold.verify.lockstep import Pairing, Tape, floats, operation, relative
@@ -32,10 +31,12 @@ from bnfold.verify.result import SiteResult, TierResult
 from bnfold.verify.site_noise import Limit, Noise
 from bnfold.verify.subject import Feeds
 from bnfold.verify.suspects import MOST, Origins, Suspects
+from bnfold.verify.twins import Twins
 
-# Beyond so many times its bound, and so near that it is the same value in the same units, a tensor
-# is wrong without further ado.
-SURE, NEAR = 4.0, 0.25
+# Beyond so many times its bound a tensor is off by more than its twins, too.
+SURE = 4.0
+# So near it is the same value in the same units.
+NEAR = 0.25
 # A channel this much smaller than the largest says nothing about the others.
 ALIVE = 2.0**-10
 
@@ -122,6 +123,7 @@ class _Walk:
         self.sites: list[SiteResult] = []
         self.unpaired: list[str] = []
         self.suspects = Suspects(self.tape)
+        self.twins = Twins(unit, self.fixed)
         self.outputs: dict[str, Any] = {}
 
     def run(self) -> Iterator[int]:
@@ -133,6 +135,7 @@ class _Walk:
                 origins = self.suspects.inherited(node, values, self.fixed)
                 for name in filter(None, node.output):
                     self._tensor(node, name, values, origins)
+            self.twins.tidy(values)
             yield done
         self.tape.finish()
 
@@ -144,7 +147,10 @@ class _Walk:
         found = self._match(node, name, value, options, values)
         if found is None:
             self.unpaired.append(name)
-            self.noise.pass_on(node, name, operation(node, values, self.fixed), value)
+            if not self.planned:
+                self.twins.keep(node, name, values)
+            if self.planned or not origins:
+                self.noise.pass_on(node, name, operation(node, values, self.fixed), value)
             self.suspects.reached(name, origins)
             return
         twin = self.tape.nodes.get(found.held.reference)
@@ -156,11 +162,10 @@ class _Walk:
         if found.site is not None:
             self.sites.append(found.site)
         if found.wrong and not self.planned:
-            self.noise.pass_on(node, name, operation(node, values, self.fixed), value)
-            named = found.weighted and self.pairing.is_known(name)
-            self.suspects.disagrees(
-                name, origins, len(self.sites) - 1, found.agreeing, named=named
-            )
+            done = operation(node, values, self.fixed)
+            named = found.weighted and any(done.constant) and self.pairing.is_known(name)
+            self.twins.keep(node, name, values)
+            self.suspects.disagrees(name, origins, len(self.sites) - 1, found.agreeing, named=named)
         else:
             self._agreed(node, name, values, origins, found)
         for spent in self.pairing.settled(option.reference for option in options):
@@ -190,7 +195,7 @@ class _Walk:
                 continue
             if floats(true) is None or done is None:
                 return _Match(held, true)
-            match = self._site(node, value, true, held, done, name)
+            match = self._site(node, values, true, held, done, name)
             if not match.wrong:
                 return match
             if best is None or match.error < best.error:
@@ -198,10 +203,12 @@ class _Walk:
         return best
 
     def _site(
-        self, node: Any, value: F64, true: F64, held: Held, done: Operation, name: str
+        self, node: Any, values: dict[str, Any], true: F64, held: Held, done: Operation, name: str
     ) -> _Match:
+        value: F64 = values[name]
         blur, true = held.blur(true), held.stored(true)
-        if self.noise.exact(node, done) and np.array_equal(value, true):
+        followed = self.twins.reach(node)
+        if not followed and self.noise.exact(node, done) and np.array_equal(value, true):
             site = SiteResult(label(node), done.op_type, name, held.reference, Verdict.PASS,
                               error=0.0, bound=0.0, ratio=0.0)  # fmt: skip
             return _Match(held, true, site, float(value.any()))
@@ -209,20 +216,26 @@ class _Walk:
         lost = not bool(np.isfinite(apart).all())
         apart = np.nan_to_num(apart, nan=0.0, posinf=0.0, neginf=0.0) if lost else apart
         axis = channel_axis(done.op_type, value.ndim)
-        far = norms(apart, axis)
         limit = self.noise.limit(node, done, told, held.reference)
-        blurred = norms(np.broadcast_to(blur, value.shape), axis) if blur.any() else 0.0
-        ratios = far / np.maximum(limit.norms + blurred, 1e-200)
+        far = limit.of(norms(apart, axis))
+        if blur.any():
+            blurred = limit.of(norms(np.broadcast_to(blur, value.shape), axis))
+            limit = replace(limit, norms=limit.norms + blurred)
+        allowed = limit.norms
+        if not self.planned and (followed or (far > allowed).any()):
+            allowed = allowed + limit.of(fitting(self.twins.noise(node, name, values), far.size))
+        ratios = far / np.maximum(allowed, 1e-200)
         worst = int(np.argmax(ratios))
         ratio = np.inf if lost else float(ratios[worst])
         site = SiteResult(
             label(node), done.op_type, name, held.reference,
             Verdict.PASS if ratio <= 1.0 else Verdict.FAIL,
-            error=relative(apart, clean), bound=relative(limit.norms, clean), ratio=ratio,
-            channel=worst if axis is not None else None,
+            error=relative(apart, clean), bound=relative(allowed, clean), ratio=ratio,
+            channel=None if axis is None or limit.whole else worst,
             caught=self._caught(far, limit) if limit.weighted else None,
         )  # fmt: skip
-        return _Match(held, true, site, _agreeing(ratios, norms(clean, axis)), limit.weighted)
+        sizes = limit.of(norms(clean, axis))
+        return _Match(held, true, site, _agreeing(ratios, sizes), limit.weighted)
 
     def _caught(self, far: F64, limit: Limit) -> float | None:
         """The smallest 2^-k that would be flagged, had the weight a scale of ``1 + 2^-k``."""
@@ -248,17 +261,12 @@ class _Walk:
         wrong = [i for i, site in enumerate(self.sites) if site.verdict is Verdict.FAIL]
         if self.planned or not wrong:
             return set(wrong)
-        sure = [i for i in wrong if self.sites[i].ratio > SURE and self.sites[i].error < NEAR]
-        certain = (self.suspects.local | self.suspects.proved).intersection(sure)
+        near = [i for i in wrong if self.sites[i].error < NEAR]
+        certain = (self.suspects.local | self.suspects.proved).intersection(near)
         if certain:
-            return {self.suspects.roots[min(certain)]}
+            return {self.suspects.root(min(certain), near)}
         left = self.suspects.behind(self.candidate.outputs)
-        if not left or (
-            left.isdisjoint(sure)
-            and not drifted(self.reference, self.candidate, self.feeds, self.unit)
-        ):
-            return set()
-        return {min(left & self.suspects.local or left)}
+        return {min(left & self.suspects.local or left)} if left else set()
 
     def _tier(self, sites: tuple[SiteResult, ...]) -> TierResult:
         bad = [site for site in sites if site.verdict is Verdict.FAIL]

@@ -180,7 +180,7 @@ class LiftedEvaluator(ReferenceEvaluator):
         """
         for node, spent in zip(self.rt_nodes_, self._spent, strict=True):
             self._lift_inputs(node, values)
-            for name, value in zip(node.output, _compute(node, values, attributes), strict=False):
+            for name, value in zip(node.output, compute(node, values, attributes), strict=False):
                 if name:  # "" is an optional output that nobody asked for
                     values[name] = lift(value)
             yield node
@@ -198,7 +198,12 @@ class LiftedEvaluator(ReferenceEvaluator):
                 self.rt_inits_[name] = lifted
 
 
-def _compute(node: Any, values: dict[str, Any], attributes: dict[str, Any] | None) -> Any:
+def compute(node: Any, values: dict[str, Any], attributes: dict[str, Any] | None = None) -> Any:
+    """What one operator of the evaluator makes of its inputs.
+
+    Raises:
+        InconclusiveError: It can't be computed; names it and its node.
+    """
     options: dict[str, Any] = {"context": values} if node.need_context() else {}
     if node.has_linked_attribute and attributes:
         options["linked_attributes"] = attributes

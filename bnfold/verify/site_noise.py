@@ -13,6 +13,7 @@ from bnfold.verify.bounds import (
     ROUNDINGS,
     Operation,
     Rounding,
+    carried,
     channel_axis,
     fitting,
     norms,
@@ -23,10 +24,18 @@ from bnfold.verify.lockstep import ELEMENTWISE, Tape, floats, offset_norms
 # What float64 itself leaves of a tensor, relative: far below what is asked of float32.
 SLACK = 2.0**-40
 
+_ADDS = frozenset({"Add", "Sub", "Sum"})
+# What differs by so much before them differs by no more behind them.
+_STEADY = frozenset({"Relu", "LeakyRelu", "Clip", "Max", "Identity", "Cast", "Dropout", "Neg",
+                     "Sigmoid", "HardSigmoid", "Tanh", "Flatten", "Reshape", "Transpose"})
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Open:
-    """A tensor without a partner: its bound in units of ``u``, its norm, a weight or not."""
+    """A tensor without a partner: its bound in units of ``u``, its norm, a weight or not.
+
+    The bound is on each channel, or a single one on all of them together.
+    """
 
     bound: F64
     axis: int | None
@@ -34,24 +43,30 @@ class _Open:
     weighted: bool
 
     def on(self, op_type: str, axis: int | None, channels: int) -> F64:
-        """The bound on the channels of what is made of it: of all, where those may be others."""
+        """The bound on the channels of what is made of it; on all, where those may be others."""
         kept = op_type in ELEMENTWISE and axis == self.axis
         return fitting(self.bound, channels if kept else 0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Limit:
-    """How far a tensor may be off on each channel.
+    """How far a tensor may be off on each channel, or on all of them together.
 
     Attributes:
         norms: The norm of the difference that rounding explains.
-        linear: The norm of each channel without what is added to it.
+        linear: The norm of each channel, or of all, without what is added to it.
         weighted: Whether a weight is among what was rounded.
+        whole: Whether it is on all channels together.
     """
 
     norms: F64
     linear: F64
     weighted: bool
+    whole: bool
+
+    def of(self, channels: F64) -> F64:
+        """Norms of channels, as they are to be held against this."""
+        return np.atleast_1d(np.linalg.norm(channels)) if self.whole else channels
 
 
 @dataclass(slots=True)
@@ -77,14 +92,15 @@ class Noise:
         """For the output ``y`` of ``node``, which holds the reference's tensor ``reference``."""
         axis = channel_axis(done.op_type, y.ndim)
         linear = self._linear(done, y, axis)
-        bound, weighted = self._bound(node, done, y, axis, linear)
+        own = self._own(done, y, axis, linear)
         if not self.once:
             count = float(np.sqrt(y.size / max(linear.size, 1)))
             offsets = fitting(offset_norms(self.tape, reference, axis, count), linear.size)
-            bound = bound + ROUNDINGS * offsets
-        slack = SLACK * float(np.linalg.norm(y)) / max(np.sqrt(linear.size), 1.0)
-        far = np.broadcast_to(self.unit * bound + slack, linear.shape)
-        return Limit(far, linear, weighted)
+            own = own + ROUNDINGS * offsets
+        bound, weighted, whole = self._bound(node, done, y, axis, own)
+        slack = SLACK * float(np.linalg.norm(y)) / (1.0 if whole else max(np.sqrt(own.size), 1.0))
+        linear = np.atleast_1d(np.linalg.norm(linear)) if whole else linear
+        return Limit(self.unit * bound + slack, linear, weighted, whole)
 
     def pass_on(
         self, node: Any, name: str, done: Operation, value: Any, where: Any = None
@@ -102,9 +118,9 @@ class Noise:
             return
         value = np.nan_to_num(value, nan=0.0, posinf=0.0, neginf=0.0)
         axis = channel_axis(done.op_type, value.ndim)
-        linear = self._linear(done, value, axis)
-        bound, weighted = self._bound(node, done, value, axis, linear)
-        if where is not None:
+        own = self._own(done, value, axis, self._linear(done, value, axis))
+        bound, weighted, whole = self._bound(node, done, value, axis, own)
+        if where is not None and not whole:
             bound = np.where(norms(where.astype(np.float64), axis) > 0, bound, 0.0)
         self._open[name] = _Open(bound, axis, float(np.linalg.norm(value)), weighted)
 
@@ -112,20 +128,39 @@ class Noise:
         bias = done.bias()
         return norms(y if bias is None else y - _on_axis(bias, y, axis), axis)
 
-    def _bound(
-        self, node: Any, done: Operation, y: F64, axis: int | None, linear: F64
-    ) -> tuple[F64, bool]:
+    def _own(self, done: Operation, y: F64, axis: int | None, linear: F64) -> F64:
+        """What rounding the constants of an operator does to each channel."""
         own: Rounding = rounding(done, y, axis)
         nothing = own.absolute is NOTHING and own.added is NOTHING
-        bound = fitting(own.once() if self.once or nothing else own.several(linear), linear.size)
-        weighted = done.linear
-        for before in (self._open[name] for name in node.input if name in self._open):
-            # Through anything but an addition: as much, relative to what it is a part of.
-            adds = done.op_type in ("Add", "Sub", "Sum")
-            share = 1.0 if adds or not before.size else float(np.linalg.norm(y)) / before.size
-            bound = bound + share * before.on(done.op_type, axis, linear.size)
-            weighted = weighted or (before.weighted and adds)
-        return bound, weighted
+        bound = own.once() if self.once or nothing else own.several(linear)
+        return np.broadcast_to(fitting(bound, linear.size), linear.shape)
+
+    def _bound(
+        self, node: Any, done: Operation, y: F64, axis: int | None, own: F64
+    ) -> tuple[F64, bool, bool]:
+        """The same with what comes from before; on all channels where it is not told on which."""
+        opened = [self._open[name] for name in node.input if name in self._open]
+        carried_on = [self._behind(done, before, y, axis, own.size) for before in opened]
+        adds = done.op_type in _ADDS
+        weighted = done.linear or any(before.weighted and adds for before in opened)
+        whole = any(bound.size != own.size for bound in carried_on)
+        if whole:
+            own = np.atleast_1d(np.linalg.norm(own))
+            carried_on = [np.atleast_1d(np.linalg.norm(bound)) for bound in carried_on]
+        return sum(carried_on, own), weighted, whole
+
+    def _behind(
+        self, done: Operation, before: _Open, y: F64, axis: int | None, channels: int
+    ) -> F64:
+        """What the rounding of an input is in the output ``y``."""
+        through = carried(done, before.bound, before.axis, once=self.once)
+        if through is not None:
+            return through
+        if done.op_type in _ADDS | _STEADY or not before.size:
+            return before.on(done.op_type, axis, channels)
+        # As much, relative to what it is a part of.
+        total = float(np.linalg.norm(before.bound))
+        return np.full(1, total * float(np.linalg.norm(y)) / before.size)
 
 
 def _on_axis(bias: F64, y: F64, axis: int | None) -> F64:

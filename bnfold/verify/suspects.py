@@ -40,14 +40,13 @@ class Suspects:
         found: All of them, in order.
         local: Those of a weight, under a name of the reference's, of which most channels agree.
         proved: Those that agree again behind them, though nothing can have taken units back.
-        roots: Where what is wrong with each began.
     """
 
     tape: Tape
     found: list[int] = field(default_factory=list)
     local: set[int] = field(default_factory=set)
     proved: set[int] = field(default_factory=set)
-    roots: dict[int, int] = field(default_factory=dict)
+    _behind: dict[int, Origins] = field(default_factory=dict)
     _origins: dict[str, Origins] = field(default_factory=dict)
 
     def inherited(self, node: Any, values: Mapping[str, Any], fixed: set[str]) -> Origins:
@@ -88,12 +87,18 @@ class Suspects:
         self.found.append(index)
         if agreeing >= MOST and named:
             self.local.add(index)
-        self.roots[index] = min([i for i, passed in origins.items() if not passed], default=index)
+        self._behind[index] = origins
         self._origins[name] = {**origins, index: False}
 
     def agrees(self, origins: Origins) -> None:
         """What is computed from suspects agrees."""
         self.proved.update(index for index, passed in origins.items() if not passed)
+
+    def root(self, index: int, sure: Iterable[int]) -> int:
+        """Where what is wrong with a suspect began, if the suspects ``sure`` are surely off."""
+        known = set(sure)
+        before = (i for i, passed in self._behind[index].items() if not passed or i in known)
+        return min(before, default=index)
 
     def behind(self, names: Iterable[str]) -> set[int]:
         """The suspects that one of the tensors is computed from, with none between that agrees."""

@@ -114,7 +114,7 @@ class _Pair:
         self, reference: TorchSubject, candidate: TorchSubject, rounding: Rounding
     ) -> None:
         self._reference, self._candidate, self._rounding = reference, candidate, rounding
-        self._before, self._after = reference.replica(), candidate.replica()
+        self._before, self._after = reference.replica, candidate.replica
 
     def run(self, feed: Feeds) -> _Found:
         tape, right = self._taped(feed)

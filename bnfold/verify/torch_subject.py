@@ -105,8 +105,9 @@ class TorchSubject:
         types = held + [spec.dtype for spec in (*self.inputs, *self.outputs)]
         return max((u for u in map(rounding_unit, types) if u), default=2.0**-24)
 
+    @cached_property
     def replica(self) -> Replica:
-        """The model in float64 on the CPU, to be run under `Lift`."""
+        """The model in float64 on the CPU, to be run under `Lift`; one for all who ask."""
         return Replica(self.model, self.name, lifted)
 
     def wide_arguments(self, feeds: Feeds) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -118,7 +119,7 @@ class TorchSubject:
 
     def oracle(self) -> Callable[[Feeds], Outputs]:
         """A copy of the model in float64."""
-        replica = self.replica()
+        replica = self.replica
 
         def run(feeds: Feeds) -> Outputs:
             args, kwargs = self.wide_arguments(feeds)
