@@ -124,6 +124,7 @@ class _Walk:
         self.unpaired: list[str] = []
         self.suspects = Suspects(self.tape)
         self.twins = Twins(unit, self.fixed)
+        self.makers: dict[str, tuple[str, str]] = {}
         self.outputs: dict[str, Any] = {}
 
     def run(self) -> Iterator[int]:
@@ -147,6 +148,7 @@ class _Walk:
         found = self._match(node, name, value, options, values)
         if found is None:
             self.unpaired.append(name)
+            self.makers[name] = self._maker(node, operation(node, values, self.fixed))
             if not self.planned:
                 self.twins.keep(node, name, values)
             if self.planned or not origins:
@@ -209,7 +211,7 @@ class _Walk:
         blur, true = held.blur(true), held.stored(true)
         followed = self.twins.reach(node)
         if not followed and self.noise.exact(node, done) and np.array_equal(value, true):
-            site = SiteResult(label(node), done.op_type, name, held.reference, Verdict.PASS,
+            site = SiteResult(*self._maker(node, done), name, held.reference, Verdict.PASS,
                               error=0.0, bound=0.0, ratio=0.0)  # fmt: skip
             return _Match(held, true, site, float(value.any()))
         told, clean, apart = _told(value, true)
@@ -228,7 +230,7 @@ class _Walk:
         worst = int(np.argmax(ratios))
         ratio = np.inf if lost else float(ratios[worst])
         site = SiteResult(
-            label(node), done.op_type, name, held.reference,
+            *self._maker(node, done), name, held.reference,
             Verdict.PASS if ratio <= 1.0 else Verdict.FAIL,
             error=relative(apart, clean), bound=relative(allowed, clean), ratio=ratio,
             channel=None if axis is None or limit.whole else worst,
@@ -236,6 +238,12 @@ class _Walk:
         )  # fmt: skip
         sizes = limit.of(norms(clean, axis))
         return _Match(held, true, site, _agreeing(ratios, sizes), limit.weighted)
+
+    def _maker(self, node: Any, done: Operation) -> tuple[str, str]:
+        """The operator to name: what has a weight, if ``node`` only passes on what that makes."""
+        before = (self.makers[name] for name in node.input if name in self.makers)
+        own = label(node), done.op_type
+        return own if any(done.constant) else next(before, own)
 
     def _caught(self, far: F64, limit: Limit) -> float | None:
         """The smallest 2^-k that would be flagged, had the weight a scale of ``1 + 2^-k``."""
