@@ -227,4 +227,3 @@ def test_a_bound_on_other_channels_is_all_of_it_for_each() -> None:
     assert fitting(bound, 2) is bound
     assert fitting(bound, 7).tolist() == [5.0]
     assert fitting(np.array([2.0]), 7).tolist() == [2.0]
-

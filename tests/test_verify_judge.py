@@ -6,10 +6,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from bnfold.verify.judge import OutputVerdict, Verdict, judge_outputs, worst
-from bnfold.verify.measure import judge_output
+from bnfold.verify.judge import (
+    Gates,
+    OutputVerdict,
+    Verdict,
+    judge_decisions,
+    judge_errors,
+    judge_outputs,
+    worst,
+)
+from bnfold.verify.measure import judge_output, measure_output, upper_hull
 
 Array = NDArray[Any]
 PASS, FAIL, INCONCLUSIVE = Verdict.PASS, Verdict.FAIL, Verdict.INCONCLUSIVE
@@ -213,3 +223,188 @@ def test_a_constant_output_takes_nothing_from_the_proof_of_another() -> None:
     assert judge_outputs([good, unknown]).message == "unknown"
     assert judge_outputs([good, unknown, bad, constant]).message == "bad"
     assert judge_outputs([]).verdict is INCONCLUSIVE
+
+
+# ---- the user's own limits ----
+
+
+def gated(rtol: float | None, atol: float | None, after: float = 1e-4) -> OutputVerdict:
+    """An output of 100 numbers, one of which is off by ``after`` where the unfolded's is 2."""
+    y = outputs()
+    for sample in y:
+        sample[0, 3] = 2.0
+    before = noisy(y, 0.05, 1)  # so that the noise floor explains it
+    for sample in before:
+        sample[0, 3] = 2.0
+    folded = [a.copy() for a in before]
+    folded[4][0, 3] += after
+    return judged(y, before, folded, gates=Gates(rtol, atol))
+
+
+@pytest.mark.parametrize(
+    ("rtol", "atol", "verdict"),
+    [
+        (None, None, PASS),
+        (None, 1e-3, PASS),
+        (None, 1e-5, FAIL),
+        (1e-4, None, PASS),  # 1e-4 of 2
+        (1e-5, None, FAIL),
+        (1e-5, 9e-5, PASS),  # 2e-5 and 9e-5
+        (1e-5, 7e-5, FAIL),
+        (0.0, 0.0, FAIL),
+    ],
+)
+def test_gates_are_asked_beside_the_noise_floor(
+    rtol: float | None, atol: float | None, verdict: Verdict
+) -> None:
+    said = gated(rtol, atol)
+    assert said.verdict is verdict
+    if verdict is FAIL:
+        assert "would do" in said.message
+
+
+def test_the_atol_that_is_said_to_do_does() -> None:
+    assert "atol 8e-05 would do" in gated(1e-5, 7e-5).message
+    assert gated(1e-5, 8.001e-5).verdict is PASS
+    assert gated(1e-5, 7.999e-5).verdict is FAIL
+
+
+def test_wide_gates_hide_no_fault() -> None:
+    y = outputs()
+    said = judged(y, noisy(y, 1e-6, 1), noisy(y, 1e-3, 2), gates=Gates(1.0, 1.0))
+    assert said.verdict is FAIL
+
+
+numbers = st.floats(0, 1e6, allow_nan=False, width=32)
+limits = st.floats(0, 10, allow_nan=False)
+
+
+@settings(max_examples=300, deadline=None)
+@given(points=st.lists(st.tuples(numbers, numbers), min_size=1, max_size=60), rtol=limits)
+def test_the_hull_gives_the_answer_of_all_elements(
+    points: list[tuple[float, float]], rtol: float
+) -> None:
+    sizes, differences = (np.array(column) for column in zip(*points, strict=True))
+    hull = upper_hull(sizes, differences)
+    assert set(hull) <= set(points)
+    of_all = float((differences - rtol * sizes).max())
+    of_hull = max(far - rtol * size for size, far in hull)
+    assert of_hull == pytest.approx(of_all, rel=1e-9, abs=1e-9 * float(differences.max()))
+
+
+def test_the_hull_of_many_elements_is_small() -> None:
+    rng = np.random.default_rng(0)
+    sizes, differences = np.abs(rng.normal(size=(2, 100_000)))
+    assert 3 <= len(upper_hull(sizes, differences)) < 60
+    assert upper_hull(np.zeros(0), np.zeros(0)) == ()
+
+
+# ---- decisions ----
+
+CLASSES = 12
+
+
+def scores(margin: float, top: float = 1.0) -> Array:
+    """A row of which class 3 leads by ``margin`` and five lead the rest by ``top``."""
+    row = np.linspace(-3, -2, CLASSES)
+    row[[1, 3, 5, 7, 9]] = np.array([0.1, 0.4 + margin, 0.2, 0.4, 0.3]) + top
+    return row[None]
+
+
+def swapped(one: int, other: int) -> Array:
+    """The first row with two entries exchanged."""
+    row = scores(1.0)
+    row[0, [one, other]] = row[0, [other, one]]
+    return row
+
+
+def decided(after: Array, margin: float = 1.0, error: float = 1e-6) -> OutputVerdict | None:
+    rng = np.random.default_rng(0)
+    y = [scores(margin) for _ in range(4)]
+    before = [a + error * rng.uniform(-1, 1, a.shape) for a in y]
+    return judge_decisions(measure_output("y", y, before, [*before[:3], after], unit=U32))
+
+
+@pytest.mark.parametrize(
+    ("after", "verdict", "said"),
+    [
+        (scores(1.0), PASS, "all of these agree"),
+        (swapped(3, 7), FAIL, "4 of 4 decisions are clear, and rows differ: 1 by the largest"),
+        (swapped(3, 0), FAIL, "1 by the largest value and 1 by the five largest"),
+        (swapped(9, 0), FAIL, "rows differ: 1 by the five largest"),
+        (swapped(1, 9), PASS, "all of these agree"),  # within the five
+        (swapped(0, 2), PASS, "all of these agree"),  # among the rest
+    ],
+)
+def test_decisions_are_the_largest_and_the_five_largest(
+    after: Array, verdict: Verdict, said: str
+) -> None:
+    found = decided(after)
+    assert found is not None
+    assert found.verdict is verdict
+    assert said in found.message
+
+
+def test_a_margin_that_rounding_can_take_away_decides_nothing() -> None:
+    # The unfolded model's error is 1e-3: eight times that is asked for.
+    close = decided(swapped(3, 7), margin=5e-3, error=1e-3)
+    assert close is not None
+    assert close.verdict is PASS
+    assert "0 of 4 decisions are clear" in close.message
+    clear = decided(swapped(3, 7), margin=5e-2, error=1e-3)
+    assert clear is not None
+    assert clear.verdict is FAIL
+    assert decided(scores(1.0), margin=1e-3, error=10.0) is None
+
+
+@pytest.mark.parametrize(
+    ("shape", "rows", "top"),
+    [((3, 2), 3, 0), ((2, 4, 7), 8, 8), ((2, 6, 3, 3), 18, 18), ((2, 4, 3, 3), 18, 0)],
+)
+def test_rows_are_classes_along_the_last_axis_or_along_axis_1_of_images(
+    shape: tuple[int, ...], rows: int, top: int
+) -> None:
+    y = [np.random.default_rng(seed).normal(size=shape) for seed in range(2)]
+    found = measure_output("y", y, y, y, unit=2.0**-53).decisions
+    assert found is not None
+    assert (found.rows, found.clear, found.clear_top) == (2 * rows, 2 * rows, 2 * top)
+    assert (found.flipped, found.flipped_top) == (0, 0)
+
+
+def test_what_is_one_number_per_row_decides_nothing() -> None:
+    y = [np.random.default_rng(seed).normal(size=(4, 1)) for seed in range(2)]
+    assert measure_output("y", y, y, y, unit=U32).decisions is None
+
+
+# ---- what would have been caught ----
+
+
+@pytest.mark.parametrize("error", [1e-7, 1e-5, 1e-2])
+def test_an_error_that_is_said_to_be_caught_is(error: float) -> None:
+    """On top of the folded model's own, at a right angle to it; and a quarter of it is not."""
+    y = outputs(size=1000)
+    before, after = noisy(y, error, 1), noisy(y, error, 2)
+    said = judged(y, before, after)
+    assert said.verdict is PASS
+    assert said.figures is not None
+    caught = said.figures.caught
+    assert error < caught < 16 * max(error, 4 * U32)
+    for factor, verdict in ((1.0, FAIL), (0.25, PASS)):
+        more = [a + across(a - b, caught * factor * float(np.linalg.norm(b)))
+                for a, b in zip(after, y, strict=True)]  # fmt: skip
+        assert judged(y, before, more).verdict is verdict
+
+
+def across(error: Array, size: float) -> Array:
+    """Something of norm ``size`` at a right angle to ``error``."""
+    drawn = np.random.default_rng(3).normal(size=error.shape)
+    drawn -= error * float((drawn * error).sum() / np.square(error).sum())
+    return drawn * (size / float(np.linalg.norm(drawn)))
+
+
+def test_what_was_measured_can_be_judged_again_with_other_gates() -> None:
+    y = outputs()
+    measured = measure_output("y", y, noisy(y, 1e-6, 1), noisy(y, 1e-6, 2), unit=U32)
+    assert judge_errors(measured).verdict is PASS
+    assert judge_errors(measured, Gates(atol=1e-9)).verdict is FAIL
+    assert judge_errors(measured, Gates(atol=1e-3)).verdict is PASS

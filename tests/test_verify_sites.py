@@ -7,7 +7,7 @@ as that of a tool that nobody knows, where tensors are paired by name and struct
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -194,8 +194,8 @@ FORMS: Mapping[str, Callable[[], Model]] = {
     ),
     "a function": lambda: with_function(),
     "open sizes": lambda: net(PLAIN, "float[N,4,H,W] x"),
-    **{f"opset {n}": lambda n=n: net(PLAIN, opset=n) for n in (7, 9, 13, 14, 15, 18, 21)},
-    **{kind: lambda kind=kind: net(PLAIN, f"{kind}[2,4,6,6] x") for kind in
+    **{f"opset {n}": partial(net, PLAIN, opset=n) for n in (7, 9, 13, 14, 15, 18, 21)},
+    **{kind: partial(net, PLAIN, f"{kind}[2,4,6,6] x") for kind in
        ("float16", "bfloat16", "double")},
 }  # fmt: skip
 
@@ -256,23 +256,22 @@ def test_folds_by_onnx_runtime_raise_no_alarm(tool: str, name: str, folder: Path
             assert any("Fused" in node.op_type for node in candidate.graph.node)
 
 
-@pytest.mark.parametrize("name", ["digits", "mlp", "mobilenet"])
+# Where there is nothing to rewrite in that way.
+NOT_THERE = {("bias-as-add", "mlp")}
+
+
+@pytest.mark.parametrize("name", ["digits", "mlp", "levit"])
 @pytest.mark.parametrize("rewrite", REWRITES)
 def test_rewritten_folds_raise_no_alarm(rewrite: str, name: str, folder: Path) -> None:
     reference = exported(name, folder)
-    for seed in range(2):
-        rng = np.random.default_rng(seed)
-        draft = Draft(fold(reference))
-        try:
-            REWRITES[rewrite](draft, rng)
-        except NoSiteError:
-            assert (rewrite, name) in NOT_THERE
-            continue
-        said = sites(reference, draft.model, seed=seed)
-        assert said.tier.verdict is Verdict.PASS, said.tier.message
-
-
-NOT_THERE: set[tuple[str, str]] = set()
+    draft = Draft(fold(reference))
+    if (rewrite, name) in NOT_THERE:
+        with pytest.raises(NoSiteError):
+            REWRITES[rewrite](draft, np.random.default_rng(0))
+        return
+    REWRITES[rewrite](draft, np.random.default_rng(0))
+    said = sites(reference, draft.model)
+    assert said.tier.verdict is Verdict.PASS, said.tier.message
 
 
 def equalised(candidate: Model, seed: int) -> Model:
@@ -443,6 +442,52 @@ def test_the_net_that_is_spoiled_is_right_before(known: bool) -> None:
         assert said.tier.verdict is Verdict.PASS, said.tier.message
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a bias off by a thousandth",
+        "one channel scaled by 1.001",
+        "a stale weight",
+        "a sign",
+        "input channels swapped",
+    ],
+)
+@pytest.mark.parametrize(
+    "rewrite",
+    [
+        "constants-as-nodes",
+        "nodes-renamed",
+        "nodes-unnamed",
+        "tensors-renamed",
+        "tensors-shuffled",
+        "nodes-reordered",
+    ],
+)
+def test_a_defect_under_other_names_fails(name: str, rewrite: str) -> None:  # fmt: skip
+    place, spoil = DEFECTS[name]
+    site = Site(place)
+    spoil(site)
+    draft = Draft(site.draft.model)
+    REWRITES[rewrite](draft, np.random.default_rng(0))
+    for seed in range(2):
+        assert sites(victim(), draft.model, seed=seed).tier.verdict is Verdict.FAIL
+
+
+@pytest.mark.parametrize("factor", [1.001, -1.0])
+def test_a_defect_in_a_fused_operator_or_beside_other_units_fails(
+    factor: float, folder: Path
+) -> None:
+    reference = exported("digits", folder)
+    for right in (TOOLS["onnxruntime-extended"](reference), equalised(fold(reference), 0)):
+        draft = Draft(right)
+        node = [n for n in draft.graph.node if n.op_type in ("Conv", "FusedConv")][1]
+        w = draft.array(node.input[1])
+        w[3] *= factor
+        draft.store(node.input[1], w)
+        assert sites(reference, right).tier.verdict is Verdict.PASS
+        assert sites(reference, draft.model).tier.verdict is Verdict.FAIL
+
+
 BORDER = f"[r] r = Relu(x) [n] n = {bn('n4', 'r')} [c] y = Conv<pads=[{{pads}}]>(n, w)"
 
 
@@ -474,15 +519,14 @@ def test_what_is_said_to_be_caught_is_and_much_less_is_not(known: bool) -> None:
     right = fold(victim())
     expected = own(victim(), right) if known else None
     judged = sites(victim(), right, expected)
-    assert judged.tier.caught is not None
-    assert judged.tier.caught < 1e-3
     told = {s.site: s.caught for s in judged.tier.sites if s.caught is not None}
-    assert {"c1", "c2", "c3", "c5", "c7"} <= set(told)
-    for name, caught in told.items():
-        if name not in ("c1", "c2", "c3", "c4", "c5", "c7"):
-            continue
-        assert spoiled_by(name, caught, expected) is Verdict.FAIL, name
-        assert spoiled_by(name, caught / 64, expected) is Verdict.PASS, name
+    convs = ("c1", "c2", "c3", "c4", "c5", "c7")
+    assert set(convs) <= set(told)
+    # The branch that c4 feeds is dead, by a shift that is rounded far more coarsely.
+    assert max(told[name] for name in convs if name != "c4") < 1e-5
+    for name in convs:
+        assert spoiled_by(name, told[name], expected) is Verdict.FAIL, name
+        assert spoiled_by(name, told[name] / 64, expected) is Verdict.PASS, name
 
 
 def spoiled_by(name: str, caught: float, expected: Expected | None) -> Verdict:

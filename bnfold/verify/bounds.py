@@ -93,6 +93,7 @@ class Rounding:
 
 
 NOTHING = np.zeros(1)
+MANY = 256
 
 
 def channel_axis(op_type: str, rank: int) -> int | None:
@@ -106,8 +107,9 @@ def norms(value: F64, axis: int | None) -> F64:
     """The Euclidean norm of each channel."""
     if axis is None or not value.size:
         return np.atleast_1d(np.linalg.norm(value))
-    others = tuple(i for i in range(value.ndim) if i != axis)
-    squares: F64 = np.sqrt(np.square(value).sum(axis=others))
+    before, behind = prod(value.shape[:axis]), prod(value.shape[axis + 1 :])
+    flat = value.reshape(before, value.shape[axis], behind)
+    squares: F64 = np.sqrt(np.einsum("bcs,bcs->c", flat, flat))
     return squares
 
 
@@ -116,28 +118,42 @@ def fitting(bound: F64, channels: int) -> F64:
     return bound if bound.size in (1, channels) else np.atleast_1d(np.linalg.norm(bound))
 
 
-def rounding(operation: Operation, y: F64, axis: int | None) -> Rounding:
+def rounding(
+    operation: Operation, y: F64, axis: int | None, *, once: bool | None = None
+) -> Rounding:
     """What rounding the constants of an operator does to its output ``y``.
 
     Args:
         operation: The operator that computed ``y``.
         y: Its output.
         axis: The channel axis of ``y``.
+        once: Whether `Rounding.once` will be asked for or `Rounding.several`; None for both.
     """
     if operation.op_type in LINEAR and not any(operation.constant):
         return Rounding(NOTHING, NOTHING, NOTHING)
+    if operation.op_type in ("Conv", "ConvTranspose"):
+        return _conv(operation, y, axis, once)
     return _RULES.get(operation.op_type, _elementwise)(operation, y, axis)
 
 
-def _conv(operation: Operation, y: F64, axis: int | None) -> Rounding:
+def _conv(operation: Operation, y: F64, axis: int | None, once: bool | None) -> Rounding:
     x, w = operation.inputs[:2]
     groups = int(operation.attributes.get("group") or 1)
     flat = w.reshape(*w.shape[:2], -1)
     inner = norms(x, 1).reshape(groups, -1)
-    absolute = _summed(operation.op_type, np.abs(flat).sum(axis=2), inner, groups)
-    squares = _summed(operation.op_type, np.square(flat).sum(axis=2), np.square(inner), groups)
-    random = absolute if _few_values(w) else np.sqrt(squares)
-    return Rounding(absolute, random, _added(operation.bias(), y, axis))
+    added = _added(operation.bias(), y, axis)
+
+    def absolute() -> F64:
+        return _summed(operation.op_type, np.abs(flat).sum(axis=2), inner, groups)
+
+    if once or _few_values(w):
+        sums = absolute()
+        return Rounding(sums, sums, added)
+    sizes = np.einsum("mck,mck->mc", flat, flat)
+    random = np.sqrt(_summed(operation.op_type, sizes, np.square(inner), groups))
+    # Of many weights the absolute sum is far above what a walk of them comes to.
+    many = once is False and w[0].size > MANY
+    return Rounding(np.full_like(random, np.inf) if many else absolute(), random, added)
 
 
 def carried(operation: Operation, noise: F64, axis: int | None, *, once: bool) -> F64 | None:
@@ -252,8 +268,7 @@ def _added(constant: F64 | None, y: F64, axis: int | None) -> F64:
 
 
 _RULES = {
-    "Conv": _conv, "ConvTranspose": _conv, "Gemm": _gemm, "MatMul": _matmul,
-    "BatchNormalization": _batch_norm,
+    "Gemm": _gemm, "MatMul": _matmul, "BatchNormalization": _batch_norm,
 }  # fmt: skip
 
 

@@ -228,9 +228,9 @@ def _stepped(kind: str, before: F64, constant: F64, count: float) -> F64:
         return before * (flat if kind == "Mul" else 1 / flat)
 
 
-def relative(difference: F64, value: F64) -> float:
-    """The norm of ``difference`` over that of ``value``; infinite where only that is zero."""
-    far, size = float(np.linalg.norm(difference)), float(np.linalg.norm(value))
+def relative(channels: F64, size: float) -> float:
+    """The norm of a difference, from those of its channels, over ``size``; infinite over zero."""
+    far = float(np.linalg.norm(channels))
     return far / size if size else (np.inf if far else 0.0)
 
 

@@ -192,9 +192,10 @@ def _alike(arrays: Sequence[NDArray[Any]]) -> Iterator[tuple[NDArray[Any], NDArr
     """Each array with the first of its shape before it."""
     firsts: dict[tuple[int, ...], NDArray[Any]] = {}
     for array in arrays:
-        first = firsts.setdefault(array.shape, array)
-        if first is not array:
-            yield array, first
+        if array.shape in firsts:
+            yield array, firsts[array.shape]
+        else:
+            firsts[array.shape] = array
 
 
 def _differences(wide: Sequence[tuple[F64, F64, F64]]) -> tuple[F64, F64]:

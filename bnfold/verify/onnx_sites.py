@@ -218,7 +218,9 @@ class _Walk:
         lost = not bool(np.isfinite(apart).all())
         apart = np.nan_to_num(apart, nan=0.0, posinf=0.0, neginf=0.0) if lost else apart
         axis = channel_axis(done.op_type, value.ndim)
-        limit = self.noise.limit(node, done, told, held.reference)
+        sizes = norms(clean, axis)
+        size = float(np.linalg.norm(sizes))
+        limit = self.noise.limit(node, done, told, held.reference, size)
         far = limit.of(norms(apart, axis))
         if blur.any():
             blurred = limit.of(norms(np.broadcast_to(blur, value.shape), axis))
@@ -232,12 +234,11 @@ class _Walk:
         site = SiteResult(
             *self._maker(node, done), name, held.reference,
             Verdict.PASS if ratio <= 1.0 else Verdict.FAIL,
-            error=relative(apart, clean), bound=relative(allowed, clean), ratio=ratio,
+            error=relative(far, size), bound=relative(allowed, size), ratio=ratio,
             channel=None if axis is None or limit.whole else worst,
             caught=self._caught(far, limit) if limit.weighted else None,
         )  # fmt: skip
-        sizes = limit.of(norms(clean, axis))
-        return _Match(held, true, site, _agreeing(ratios, sizes), limit.weighted)
+        return _Match(held, true, site, _agreeing(ratios, limit.of(sizes)), limit.weighted)
 
     def _maker(self, node: Any, done: Operation) -> tuple[str, str]:
         """The operator to name: what has a weight, if ``node`` only passes on what that makes."""

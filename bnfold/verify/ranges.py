@@ -27,16 +27,12 @@ def weight_ranges(
         reference: The unfolded model, with its weights.
         candidate: The folded one.
     """
-    before, after = list(_weights(reference.graph)), list(_weights(candidate.graph))
-    named = {name: weight for name, weight in before if name}
-    if not all(name in named for name, _ in after):
-        named = _in_order(before, after)
-    found = []
-    for name, weight in after:
-        old = named.get(name)
-        if old is not None and old.tensor.dims == weight.tensor.dims and not _same(old, weight):
-            found.append(WeightRange(weight.tensor.name, old.channels(), weight.channels()))
-    return tuple(found)
+    pairs = _paired(list(_weights(reference.graph)), list(_weights(candidate.graph)))
+    return tuple(
+        WeightRange(new.tensor.name, old.channels(), new.channels())
+        for old, new in pairs
+        if old.tensor.dims == new.tensor.dims and not _same(old, new)
+    )
 
 
 class _Weight:
@@ -61,12 +57,15 @@ def _weights(graph: onnx.GraphProto) -> Iterator[tuple[str, _Weight]]:
                 break
 
 
-def _in_order(
+def _paired(
     before: list[tuple[str, _Weight]], after: list[tuple[str, _Weight]]
-) -> dict[str, _Weight]:
+) -> list[tuple[_Weight, _Weight]]:
+    named = {name: weight for name, weight in before if name}
+    if all(name in named for name, _ in after):
+        return [(named[name], weight) for name, weight in after]
     if [list(w.tensor.dims) for _, w in before] != [list(w.tensor.dims) for _, w in after]:
-        return {}
-    return {name: old for (_, old), (name, _) in zip(before, after, strict=True)}
+        return []
+    return [(old, new) for (_, old), (_, new) in zip(before, after, strict=True)]
 
 
 def _same(one: _Weight, other: _Weight) -> bool:

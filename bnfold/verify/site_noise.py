@@ -26,8 +26,24 @@ SLACK = 2.0**-40
 
 _ADDS = frozenset({"Add", "Sub", "Sum"})
 # What differs by so much before them differs by no more behind them.
-_STEADY = frozenset({"Relu", "LeakyRelu", "Clip", "Max", "Identity", "Cast", "Dropout", "Neg",
-                     "Sigmoid", "HardSigmoid", "Tanh", "Flatten", "Reshape", "Transpose"})
+_STEADY = frozenset(
+    {
+        "Relu",
+        "LeakyRelu",
+        "Clip",
+        "Max",
+        "Identity",
+        "Cast",
+        "Dropout",
+        "Neg",
+        "Sigmoid",
+        "HardSigmoid",
+        "Tanh",
+        "Flatten",
+        "Reshape",
+        "Transpose",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,8 +104,16 @@ class Noise:
         """Whether there is nothing about ``node`` that was rounded."""
         return not any(done.constant) and not any(name in self._open for name in node.input)
 
-    def limit(self, node: Any, done: Operation, y: F64, reference: str) -> Limit:
-        """For the output ``y`` of ``node``, which holds the reference's tensor ``reference``."""
+    def limit(self, node: Any, done: Operation, y: F64, reference: str, size: float) -> Limit:
+        """How far the output of an operator may be off.
+
+        Args:
+            node: The operator.
+            done: What it did.
+            y: Its output.
+            reference: The reference's tensor that this holds.
+            size: The norm of that.
+        """
         axis = channel_axis(done.op_type, y.ndim)
         linear = self._linear(done, y, axis)
         own = self._own(done, y, axis, linear)
@@ -98,13 +122,11 @@ class Noise:
             offsets = fitting(offset_norms(self.tape, reference, axis, count), linear.size)
             own = own + ROUNDINGS * offsets
         bound, weighted, whole = self._bound(node, done, y, axis, own)
-        slack = SLACK * float(np.linalg.norm(y)) / (1.0 if whole else max(np.sqrt(own.size), 1.0))
+        slack = SLACK * size / (1.0 if whole else max(np.sqrt(own.size), 1.0))
         linear = np.atleast_1d(np.linalg.norm(linear)) if whole else linear
         return Limit(self.unit * bound + slack, linear, weighted, whole)
 
-    def pass_on(
-        self, node: Any, name: str, done: Operation, value: Any, where: Any = None
-    ) -> None:
+    def pass_on(self, node: Any, name: str, done: Operation, value: Any, where: Any = None) -> None:
         """What rounding does to a tensor without a partner is seen in what is made of it.
 
         Args:
@@ -130,7 +152,7 @@ class Noise:
 
     def _own(self, done: Operation, y: F64, axis: int | None, linear: F64) -> F64:
         """What rounding the constants of an operator does to each channel."""
-        own: Rounding = rounding(done, y, axis)
+        own: Rounding = rounding(done, y, axis, once=self.once)
         nothing = own.absolute is NOTHING and own.added is NOTHING
         bound = own.once() if self.once or nothing else own.several(linear)
         return np.broadcast_to(fitting(bound, linear.size), linear.shape)
