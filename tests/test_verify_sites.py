@@ -121,6 +121,9 @@ def weights(seed: int = 0) -> dict[str, nets.Array]:
     for channels in (4, 6, 8):
         made |= nets.batch_norm(rng, f"n{channels}", channels)
         made |= nets.batch_norm(rng, f"m{channels}", channels)
+    made["tiny8"] = 1e-3 * made["b8"]
+    made |= {"p8_g": made["n8_g"] + 3, "p8_b": made["tiny8"], "p8_m": made["tiny8"],
+             "p8_v": made["n8_v"]}  # fmt: skip
     return made
 
 
@@ -181,6 +184,15 @@ FORMS: Mapping[str, Callable[[], Model]] = {
     ),
     "a weight of two Convs": lambda: net(
         "c = Conv(x, w, b4) d = Conv(x, w) e = Mul(c, k4) f = Mul(d, k4) y = Max(e, f)"
+    ),
+    "a BatchNorm before and behind a cubic Resize": lambda: net(
+        f"""c = Conv(x, w, b4) n = {bn('n4', 'c')} e = Constant<value = float[0] {{}}>()
+            s = Constant<value = float[4] {{1, 1, 2, 2}}>()
+            r = Resize<mode="cubic">(n, e, s) t = {bn('m4', 'r')} y = Conv(t, one, b4)"""
+    ),
+    "a MatMul, an Add of next to nothing, a BatchNorm": lambda: net(
+        f"m = MatMul(x, m8) a = Add(m, tiny8) b = {bn('p8', 'a')} r = Relu(b) y = MatMul(r, m8)",
+        "float[2,8] x", 2,
     ),
     "two BatchNorms in a row": lambda: net(
         f"c = Conv(x, w) d = {bn('n4', 'c')} y = {bn('m4', 'd')}"

@@ -216,7 +216,7 @@ class _Check:
         self.warnings.extend(found.warnings)
         self.unpaired, self.weights, self.first = found.unpaired, found.weights, found.outputs
         self.expected = found.expected
-        self.sited = any(tier.sites for tier in found.tiers)
+        self.sited = any(tier.tier == "B" and tier.caught is not None for tier in found.tiers)
         yield from found.tiers
         if self.plan.runs:
             yield from self._ends(runs)

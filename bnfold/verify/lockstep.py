@@ -106,6 +106,7 @@ class Pairing:
         own = [name for node in candidate.node for name in node.output]
         self._strange = held is None and any(name not in self._made for name in own)
         self._names = set(own)
+        self._inner = set() if held is not None else set(_without_bias(candidate))
 
     def wanted(self) -> set[str]:
         """The tensors of the reference that may be asked for."""
@@ -119,6 +120,11 @@ class Pairing:
         """What ``name``, an output of the candidate's ``node``, may hold; likely ones first."""
         if self._held is not None:
             return [self._held[name]] if name in self._held else []
+        if name in self._inner:
+            # What the Add behind it makes is still computed from what this is computed from.
+            before = (self._partner[n] for n in node.input if n in self._partner)
+            self._partner.update({name: partner for partner in before})
+            return []
         found: dict[str, None] = {}
         if name in self._made:
             found.update(dict.fromkeys(self._behind(name)))
@@ -134,6 +140,13 @@ class Pairing:
     def paired(self, name: str, reference: str) -> None:
         """Remembers what ``name`` holds, for the operators behind it."""
         self._partner[name] = reference
+
+    def is_inner(self, name: str) -> bool:
+        """Whether ``name`` is what a MatMul makes before its bias is added to it.
+
+        In other units the two share a shift in another way, so that it stands for no value.
+        """
+        return name in self._inner
 
     def is_known(self, name: str) -> bool:
         """Whether the reference computes a tensor of this name."""
@@ -166,6 +179,25 @@ class Pairing:
             for node in self._readers.get(start, ()):
                 for output in filter(None, node.output):
                     yield from self._behind(output)
+
+
+def _without_bias(graph: onnx.GraphProto) -> Iterator[str]:
+    """What MatMuls make that only an Add of a constant reads."""
+    fixed = {tensor.name for tensor in graph.initializer}
+    fixed |= {node.output[0] for node in graph.node if node.op_type == "Constant"}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    outputs = {value.name for value in graph.output}
+    for node in graph.node:
+        if node.op_type != "MatMul" or node.output[0] in outputs:
+            continue
+        kinds = [
+            n.op_type for n in readers.get(node.output[0], ()) if not fixed.isdisjoint(n.input)
+        ]
+        if kinds == ["Add"] and len(readers[node.output[0]]) == 1:
+            yield node.output[0]
 
 
 def operation(node: Any, values: Mapping[str, Any], fixed: set[str]) -> Operation:

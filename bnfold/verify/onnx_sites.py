@@ -125,6 +125,7 @@ class _Walk:
         self.suspects = Suspects(self.tape)
         self.twins = Twins(unit, self.fixed)
         self.makers: dict[str, tuple[str, str]] = {}
+        self.uncovered = False  # whether a weight is behind a tensor that is not known by its name
         self.outputs: dict[str, Any] = {}
 
     def run(self) -> Iterator[int]:
@@ -147,12 +148,15 @@ class _Walk:
         options = self.pairing.alternatives(node, name)
         found = self._match(node, name, value, options, values)
         if found is None:
-            self.unpaired.append(name)
-            self.makers[name] = self._maker(node, operation(node, values, self.fixed))
+            inner = self.pairing.is_inner(name)
+            self.unpaired += [] if inner else [name]
+            done = operation(node, values, self.fixed)
+            self.makers[name] = self._maker(node, done)
+            self.uncovered |= done.linear and not self.planned and not inner
             if not self.planned:
                 self.twins.keep(node, name, values)
             if self.planned or not origins:
-                self.noise.pass_on(node, name, operation(node, values, self.fixed), value)
+                self.noise.pass_on(node, name, done, value)
             self.suspects.reached(name, origins)
             return
         twin = self.tape.nodes.get(found.held.reference)
@@ -163,11 +167,14 @@ class _Walk:
             self.outputs[name] = self.tape.value(name)
         if found.site is not None:
             self.sites.append(found.site)
+            self.uncovered |= found.weighted and found.site.caught is None
         if found.wrong and not self.planned:
-            done = operation(node, values, self.fixed)
-            named = found.weighted and any(done.constant) and self.pairing.is_known(name)
+            named = found.weighted and self._covered(name, operation(node, values, self.fixed))
             self.twins.keep(node, name, values)
-            self.suspects.disagrees(name, origins, len(self.sites) - 1, found.agreeing, named=named)
+            self.suspects.disagrees(
+                name, origins, len(self.sites) - 1, agreeing=found.agreeing, error=found.error,
+                named=named,
+            )  # fmt: skip
         else:
             self._agreed(node, name, values, origins, found)
         for spent in self.pairing.settled(option.reference for option in options):
@@ -229,6 +236,7 @@ class _Walk:
         if not self.planned and (followed or (far > allowed).any()):
             allowed = allowed + limit.of(fitting(self.twins.noise(node, name, values), far.size))
         ratios = far / np.maximum(allowed, 1e-200)
+        covered = limit.weighted and self._covered(name, done)
         worst = int(np.argmax(ratios))
         ratio = np.inf if lost else float(ratios[worst])
         site = SiteResult(
@@ -236,9 +244,13 @@ class _Walk:
             Verdict.PASS if ratio <= 1.0 else Verdict.FAIL,
             error=relative(far, size), bound=relative(allowed, size), ratio=ratio,
             channel=None if axis is None or limit.whole else worst,
-            caught=self._caught(far, limit) if limit.weighted else None,
+            caught=self._caught(far, limit) if covered else None,
         )  # fmt: skip
         return _Match(held, true, site, _agreeing(ratios, limit.of(sizes)), limit.weighted)
+
+    def _covered(self, name: str, done: Operation) -> bool:
+        """Whether a small fault of the constants of what makes ``name`` is sure to be flagged."""
+        return self.planned or (any(done.constant) and self.pairing.is_known(name))
 
     def _maker(self, node: Any, done: Operation) -> tuple[str, str]:
         """The operator to name: what has a weight, if ``node`` only passes on what that makes."""
@@ -280,7 +292,7 @@ class _Walk:
     def _tier(self, sites: tuple[SiteResult, ...]) -> TierResult:
         bad = [site for site in sites if site.verdict is Verdict.FAIL]
         weighted = [site.caught for site in sites if site.caught is not None]
-        caught = max(weighted, default=None)
+        caught = None if self.uncovered else max(weighted, default=None)
         if not sites:
             return TierResult("B", "", Verdict.INCONCLUSIVE, "no tensor could be paired")
         if bad:

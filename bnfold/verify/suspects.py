@@ -20,6 +20,8 @@ from bnfold.verify.oracle import lift, names_read
 
 # Half of the channels right: the same value in the same units.
 MOST = 0.5
+# Nobody stores a tensor in units within a hundredth of the true ones.
+CLOSE = 2.0**-7
 
 # The suspects that a tensor is computed from, and whether their units may have been taken back.
 Origins = Mapping[int, bool]
@@ -38,7 +40,7 @@ class Suspects:
     Attributes:
         tape: The reference.
         found: All of them, in order.
-        local: Those of a weight, under a name of the reference's, of which most channels agree.
+        local: Those of a weight, under a name of the reference's, that are right but for a little.
         proved: Those that agree again behind them, though nothing can have taken units back.
     """
 
@@ -78,14 +80,20 @@ class Suspects:
             self._origins[name] = dict.fromkeys(origins, True)
 
     def disagrees(
-        self, name: str, origins: Origins, index: int, agreeing: float, *, named: bool
+        self, name: str, origins: Origins, index: int, *, agreeing: float, error: float, named: bool
     ) -> None:
-        """The tensor ``name``, of which a share of the channels agrees, is a suspect itself.
+        """The tensor ``name`` is a suspect itself.
 
-        ``named``: a weight makes it, under a name of the reference's.
+        Args:
+            name: The tensor.
+            origins: The suspects that it is computed from.
+            index: Its number.
+            agreeing: The share of its channels that agree.
+            error: How far off it is as a whole.
+            named: Whether a weight makes it, under a name of the reference's.
         """
         self.found.append(index)
-        if agreeing >= MOST and named:
+        if named and (agreeing >= MOST or (error < CLOSE and not origins)):
             self.local.add(index)
         self._behind[index] = origins
         self._origins[name] = {**origins, index: False}

@@ -22,6 +22,8 @@ DRAWS = 3
 EACH, TOGETHER = 2.0, 1.5
 # So many times what the twins are off by; there are only three of them.
 LIMIT = 4.0
+# Their constants are no weights: they say how large the output is.
+SIZES = frozenset({"Resize", "Upsample", "Range"})
 
 
 class Twins:
@@ -49,7 +51,7 @@ class Twins:
         apart = [norms(np.nan_to_num(t - value, nan=0.0, posinf=0.0, neginf=0.0), axis)
                  for t in self.of(node, values)[name] if np.shape(t) == value.shape]  # fmt: skip
         if len(apart) < DRAWS:
-            return np.full(1, np.inf)
+            return np.zeros(1)  # nothing is known, so nothing is allowed
         widest: F64 = np.maximum.reduce(apart)
         # By chance all twins may be near on a channel of few elements: not on all of them.
         usual = float(np.sqrt(np.square(widest).mean()))
@@ -74,8 +76,9 @@ class Twins:
         rng = self._rngs[draw]
         inner = dict(values)
         inner |= {name: twins[draw] for name, twins in self._values.items() if name in values}
-        inner |= {name: self._shaken(rng, inner[name], EACH) for name in node.input
-                  if name in self._fixed and name in inner}  # fmt: skip
+        if node.onnx_node.op_type not in SIZES:
+            inner |= {name: self._shaken(rng, inner[name], EACH) for name in node.input
+                      if name in self._fixed and name in inner}  # fmt: skip
         outputs = compute(node, inner)
         rounded = any(a.type == a.FLOAT for a in node.onnx_node.attribute) or any(
             name in self._fixed and floats(lift(values.get(name))) is not None
