@@ -9,8 +9,9 @@ express the result (a Mul or an Add can't be both, a BatchNorm can).
 from __future__ import annotations
 
 from bnfold.affine import AffineMap
-from bnfold.channel_graph import Affine, Form
+from bnfold.channel_graph import Affine, Form, ValueId
 from bnfold.passes.draft import Draft
+from bnfold.passes.guards import undone
 from bnfold.planning import How, Stored
 
 
@@ -23,7 +24,7 @@ def merge_with_next(draft: Draft, index: int, step: Affine, *, only_dead: bool =
         step: Its facts.
         only_dead: Merge only where one of the two has a scale of 0.
     """
-    following = _sole_step_after(draft, index)
+    between, following = _sole_step_after(draft, index)
     if following is None:
         return False
     after = draft.operator(following)
@@ -38,24 +39,29 @@ def merge_with_next(draft: Draft, index: int, step: Affine, *, only_dead: bool =
     merged = second.after(first)
     if _can_express(after, merged) and _covers(after, step):
         draft.absorb_input(following, first)
+        for value in between[1:]:
+            draft.restore(value, step.axis, first)
         draft.vanish(index, How.MERGED, (following,), Stored.BEFORE)
         return True
     if _can_express(step, merged) and _covers(step, after):
         draft.absorb_output(index, second)
+        for value in between[:-1]:
+            draft.restore(value, after.axis, undone(second))
         draft.vanish(following, How.MERGED, (index,), Stored.AFTER)
         return True
     return False
 
 
-def _sole_step_after(draft: Draft, index: int) -> int | None:
-    value = draft.output(index)
+def _sole_step_after(draft: Draft, index: int) -> tuple[list[ValueId], int | None]:
+    """The values from the step's output to the input of the step that alone reads it, and that."""
+    between = [draft.output(index)]
     while True:
-        readers = draft.readers(value)
-        if value in draft.anchors or len(readers) != 1:
-            return None
+        readers = draft.readers(between[-1])
+        if between[-1] in draft.anchors or len(readers) != 1:
+            return between, None
         if not draft.is_free_tie(readers[0]):
-            return readers[0] if draft.is_open(readers[0]) else None
-        value = draft.output(readers[0])
+            return between, readers[0] if draft.is_open(readers[0]) else None
+        between.append(draft.output(readers[0]))
 
 
 def _axes_agree(step: Affine, after: Affine, first: AffineMap, second: AffineMap) -> bool:

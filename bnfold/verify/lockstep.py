@@ -123,7 +123,7 @@ class Pairing:
         if name in self._inner:
             # What the Add behind it makes is still computed from what this is computed from.
             before = (self._partner[n] for n in node.input if n in self._partner)
-            self._partner.update({name: partner for partner in before})
+            self._partner[name] = next(before, "")
             return []
         found: dict[str, None] = {}
         if name in self._made:
@@ -193,11 +193,9 @@ def _without_bias(graph: onnx.GraphProto) -> Iterator[str]:
     for node in graph.node:
         if node.op_type != "MatMul" or node.output[0] in outputs:
             continue
-        kinds = [
-            n.op_type for n in readers.get(node.output[0], ()) if not fixed.isdisjoint(n.input)
-        ]
-        if kinds == ["Add"] and len(readers[node.output[0]]) == 1:
-            yield node.output[0]
+        behind = readers.get(node.output[0], [])
+        if len(behind) == 1 and behind[0].op_type == "Add":
+            yield from () if fixed.isdisjoint(behind[0].input) else node.output[:1]
 
 
 def operation(node: Any, values: Mapping[str, Any], fixed: set[str]) -> Operation:

@@ -44,8 +44,8 @@ class SiteResult:
         bound: The same of what rounding explains.
         ratio: The largest difference of any element over what rounding explains there.
         channel: The channel where that is; None where the tensor has no channel axis.
-        caught: The smallest error of scale, as a factor of ``1 + caught`` on one channel of the
-            site's weight, that would have been flagged on every channel; None without a weight.
+        caught: The smallest power of two that would have been flagged, had the whole weight of the
+            site a factor of ``1 + caught``; None without a weight, or where that is not sure.
     """
 
     site: str

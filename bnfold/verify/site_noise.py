@@ -21,8 +21,9 @@ from bnfold.verify.bounds import (
 )
 from bnfold.verify.lockstep import ELEMENTWISE, Tape, floats, offset_norms
 
-# What float64 itself leaves of a tensor, relative: far below what is asked of float32.
-SLACK = 2.0**-40
+# What float64 itself leaves of a tensor, relative, where a plan's shifts cancel; of narrower types
+# so small a part of a rounding.
+SLACK, PART = 2.0**-34, 2.0**-6
 
 _ADDS = frozenset({"Add", "Sub", "Sum"})
 # What differs by so much before them differs by no more behind them.
@@ -122,7 +123,9 @@ class Noise:
             offsets = fitting(offset_norms(self.tape, reference, axis, count), linear.size)
             own = own + ROUNDINGS * offsets
         bound, weighted, whole = self._bound(node, done, y, axis, own)
-        slack = SLACK * size / (1.0 if whole else max(np.sqrt(own.size), 1.0))
+        slack = (
+            max(SLACK, PART * self.unit) * size / (1.0 if whole else max(np.sqrt(own.size), 1.0))
+        )
         linear = np.atleast_1d(np.linalg.norm(linear)) if whole else linear
         return Limit(self.unit * bound + slack, linear, weighted, whole)
 
