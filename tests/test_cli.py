@@ -895,7 +895,7 @@ def test_faults_of_a_real_call_have_their_exit_codes(tmp_path: Path) -> None:
         (("check", net, tmp_path / "absent.onnx"), 5),
         (("check", net, net, "--tiers", "A,X"), 2),
         (("check", net, net, "--tiers", ""), 2),
-        (("check", net, net, "--provider", "openvino", "--tiers", "C"), 3),
+        (("check", net, net, "--provider", "openvino", "--tiers", "C"), 4),
         (("check", net, net, "--inputs", tmp_path / "absent.npz"), 5),
         (("rejudge", tmp_path / "absent.json"), 5),
         (("rejudge", text), 2),

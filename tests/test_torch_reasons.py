@@ -431,7 +431,8 @@ CASES: dict[Reason, list[Case]] = {
 
 
 def test_every_reason_has_a_case() -> None:
-    assert {*CASES} == {*Reason}
+    # Only `optimize` takes folds back, and it is for files.
+    assert {*CASES} == {*Reason} - {Reason.ROLLED_BACK}
 
 
 def cases() -> list[Any]:
