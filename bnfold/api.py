@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +23,8 @@ from bnfold.onnx_write import Staging, refuse_overwriting
 from bnfold.report.model import Report
 from bnfold.report.text import render_report
 from bnfold.rollback import Checked, fold_file
+from bnfold.verify.ends import Progress
+from bnfold.verify.subjects import is_torch
 
 if TYPE_CHECKING:
     from bnfold.verify.check import CheckResult
@@ -37,7 +38,6 @@ class OnnxProgram(Protocol):
 
 
 OnnxModel = onnx.ModelProto | ir.Model | OnnxProgram
-Progress = Callable[[str, float | None], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ def fold(
             option is for models of another kind.
     """
     options = Options.of(level, trust_initializers, unshare)
-    if _is_torch(model):
+    if is_torch(model):
         from bnfold.torch_api import fold_torch, given
 
         inputs = given(example_inputs, example_kwargs, dynamic_shapes)
@@ -176,7 +176,7 @@ def explain(
         As `fold`.
     """
     options = Options.of(level, trust_initializers, unshare)
-    if _is_torch(model):
+    if is_torch(model):
         from bnfold.torch_api import explain_torch, given
 
         inputs = given(example_inputs, example_kwargs, dynamic_shapes)
@@ -324,21 +324,12 @@ def check(
     return run(
         _readable(reference), _readable(candidate), providers=tuple(providers), inputs=inputs,
         samples=samples, seed=seed, tiers=tiers, rtol=rtol, atol=atol, allow_tf32=allow_tf32,
-        example_inputs=example_inputs, on_progress=on_progress or _silent,
+        example_inputs=example_inputs, on_progress=on_progress,
         reproducer=None if reproducer is None else Path(reproducer),
     )  # fmt: skip
 
 
-# ---- torch models ----
-
-
-def _is_torch(model: object) -> bool:
-    """Whether ``model`` is one of torch's kinds; who has one has loaded torch."""
-    if "torch" not in sys.modules:
-        return False
-    from bnfold.torch_api import KINDS
-
-    return isinstance(model, KINDS)
+# ---- options of torch models ----
 
 
 def _refuse_for_onnx(inputs: Any, kwargs: Any, inplace: bool, dynamic_shapes: Any) -> None:

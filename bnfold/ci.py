@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from bnfold.errors import InconclusiveError, MismatchError
+from bnfold.report.lines import encodable
 
 if TYPE_CHECKING:
     from bnfold.errors import BnfoldError
@@ -61,10 +62,8 @@ def on_github(environ: Mapping[str, str]) -> bool:
 
 
 def _print(lines: Iterable[str], stdout: TextIO) -> None:
-    # A runner on Windows may have an encoding that lacks what a node is called.
-    encoding = getattr(stdout, "encoding", None) or "utf-8"
     for line in lines:
-        print(line.encode(encoding, "backslashreplace").decode(encoding), file=stdout, flush=True)
+        print(encodable(line, stdout), file=stdout, flush=True)
 
 
 def _appended(path: str, text: str) -> list[str]:

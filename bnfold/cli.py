@@ -1,4 +1,4 @@
-"""The command line: options in, one call of `bnfold.api`, its result as text or JSON, an exit code.
+"""The command line: options in, one call of `bnfold.api`, text and reports out, an exit code.
 
 Nothing heavy is imported before a command runs, so that ``bnfold --help`` does not wait for onnx.
 """
@@ -26,7 +26,9 @@ from bnfold.cli_output import (
 )
 from bnfold.errors import BnfoldError, ProviderError, UsageError
 from bnfold.progress import progress
-from bnfold.report.text import one_line, render_check, render_explain
+from bnfold.report.lines import one_line
+from bnfold.report.text import render_explain
+from bnfold.report.text_check import render_check
 
 if TYPE_CHECKING:
     from bnfold.report.envelope import Envelope
@@ -210,7 +212,7 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     from bnfold.report.doctor_text import render_doctor
     from bnfold.verify.doctor import diagnose
 
-    found, screen = diagnose(), Screen.beside(None)
+    found, screen = diagnose(), Screen.of(err=False)
     text = json.dumps(found.to_dict(), indent=2) if as_json else render_doctor(
         found, color=screen.color, width=screen.width
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What the command line puts out: text on the screen, JSON in a file or on stdout."""
+"""What the command line puts out: text on the screen, reports in files and on stdout."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ import click
 from bnfold.ci import announce
 from bnfold.errors import ReadError, UsageError, WriteError
 from bnfold.progress import is_terminal
-from bnfold.report.lines import UNCUT, counted, one_line
-from bnfold.report.text import render_check, render_outcome, render_report
+from bnfold.report.lines import UNCUT, counted, encodable, one_line
+from bnfold.report.text import render_outcome, render_report
+from bnfold.report.text_check import render_check
 from bnfold.report.words import some
 
 if TYPE_CHECKING:
@@ -39,9 +40,8 @@ class Screen:
     width: int
 
     @classmethod
-    def beside(cls, report: str | None) -> Screen:
-        """Stdout, unless that carries the JSON."""
-        err = report == "-"
+    def of(cls, *, err: bool) -> Screen:
+        """Stdout, or stderr, as people see it."""
         if not is_terminal(sys.stderr if err else sys.stdout):
             return cls(err, color=False, width=UNCUT)
         color = not os.environ.get("NO_COLOR")
@@ -50,10 +50,8 @@ class Screen:
     def show(self, text: str) -> None:
         """Print ``text`` and a line end."""
         stream = sys.stderr if self.err else sys.stdout
-        encoding = getattr(stream, "encoding", None) or "utf-8"
-        text = text.encode(encoding, "backslashreplace").decode(encoding)
         try:
-            click.echo(text, err=self.err, color=self.color)
+            click.echo(encodable(text, stream), err=self.err, color=self.color)
         except BrokenPipeError:
             raise
         except OSError as error:
@@ -108,7 +106,7 @@ class Reports:
         from bnfold.report.formats import format_of
 
         for path in paths:
-            refuse_overwriting(path, *models)
+            _refuse_overwriting(path, *models)
             if not _is_device(path):
                 format_of(path)
         return cls(tuple(dict.fromkeys(paths)))
@@ -120,8 +118,8 @@ class Reports:
 
     @property
     def screen(self) -> Screen:
-        """Where text for people goes."""
-        return Screen.beside("-" if self.on_stdout else None)
+        """Where text for people goes: stdout, unless that carries the JSON."""
+        return Screen.of(err=self.on_stdout)
 
     def write(self, found: Envelope) -> None:
         """Write what was found, each file as a whole or not at all; tell GitHub, if it is there."""
@@ -156,18 +154,19 @@ def read_report(path: str) -> Envelope:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ReadError(f"it can't be read: {error}", file=path) from error
+        why = getattr(error, "strerror", None) or error
+        raise ReadError(f"it can't be read: {why}", file=path) from error
     return envelope_from_json(text, path)
 
 
 def _write_whole(path: Path, text: str) -> None:
     if path.exists() and not path.is_file():
-        path.write_text(text)  # a pipe or a device; replacing it would remove it
+        path.write_text(text, encoding="utf-8")  # a pipe or a device: replaced, it would be gone
         return
     path = path.resolve()
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        beside.write_text(text)
+        beside.write_text(text, encoding="utf-8")  # as the page and the XML say of themselves
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
@@ -178,9 +177,9 @@ def _unwritable(path: str, error: OSError) -> WriteError:
     return WriteError(met, file=path, todo="choose another place for the report")
 
 
-def refuse_overwriting(report: str | None, *models: str) -> None:
+def _refuse_overwriting(report: str, *models: str) -> None:
     """A report at the place of a model, or of the report that is judged again, destroys it."""
-    if report in (None, "-"):
+    if report == "-":
         return
     for model in models:
         if os.path.realpath(report) == os.path.realpath(model):

@@ -172,8 +172,9 @@ class Staging:
     """
 
     def __init__(self, path: Path, needed: int = 0) -> None:
-        self._path, self._needed = path, needed
-        self._data = data_path(path)
+        # Through a link, as with cp: what it points to is replaced, not the link.
+        self._path, self._needed = Path(os.path.realpath(path)), needed
+        self._data = data_path(self._path)
 
     def __enter__(self) -> Self:
         try:
@@ -181,6 +182,9 @@ class Staging:
             for target in (self._path, self._data):
                 if target.is_dir():
                     raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
+                if target.exists() and not target.is_file():
+                    # A device or a pipe would be gone, not written to.
+                    raise OSError(errno.EINVAL, "it is no regular file", str(target))
             prefix = f".{self._path.name[:200]}."
             self._folder = Path(tempfile.mkdtemp(prefix=prefix, dir=self._path.parent))
         except OSError as error:

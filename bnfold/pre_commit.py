@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bnfold.errors import BnfoldError, ReadError
+from bnfold.report.lines import encodable, one_line
 
-FOLDED, MODEL, DATA = ".folded.onnx", ".onnx", ".data"
+FOLDED, MODEL = ".folded.onnx", ".onnx"
+DATA = (".data", "_data")  # what exporters add to the name of a model for its external data
 # What speaks where pairs differ in their exit codes: a proved mismatch first, a pass last.
 WORST_FIRST = (1, 5, 4, 2, 3, 0)
 
@@ -45,7 +47,7 @@ def checked(pair: Pair, samples: int, seed: int) -> int:
     try:
         return _checked(pair, samples, seed)
     except BnfoldError as error:
-        print(f"bnfold: error: {error}")
+        _say(one_line(f"bnfold: error: {error}"))
         return error.exit_code
 
 
@@ -56,18 +58,22 @@ def _checked(pair: Pair, samples: int, seed: int) -> int:
             file=str(pair.candidate), todo="commit it too, or exclude this file from the hook",
         )  # fmt: skip
     import bnfold
-    from bnfold.report.text import one_line, render_check
+    from bnfold.report.text_check import render_check
 
     check = bnfold.check(pair.reference, pair.candidate, tiers="AB", samples=samples, seed=seed)
-    print(one_line(f"{pair.candidate}: {check.verdict.value}: {check.message}"))
+    _say(one_line(f"{pair.candidate}: {check.verdict.value}: {check.message}"))
     if check.exit_code:
-        print(render_check(check))
+        _say(render_check(check))
     return check.exit_code
+
+
+def _say(text: str) -> None:
+    print(encodable(text, sys.stdout))
 
 
 def _pair(file: Path) -> Pair | None:
     """The pair of a model, of its fold, or of the external data of either."""
-    name = file.name.removesuffix(DATA)
+    name = next((file.name.removesuffix(d) for d in DATA if file.name.endswith(d)), file.name)
     if name.endswith(FOLDED):
         stem = name.removesuffix(FOLDED)
         return Pair(file.with_name(stem + MODEL), file.with_name(name))

@@ -20,13 +20,13 @@ from bnfold.onnx_read import ModelFile, read_model
 from bnfold.onnx_write import refuse_overwriting, write_model
 from bnfold.planning import Kept, Reason
 from bnfold.report.model import Report
+from bnfold.verify.ends import Progress
 from bnfold.verify.expected import Expected
 from bnfold.verify.judge import Gates, Verdict
 from bnfold.verify.onnx_expected import expected_fold
 from bnfold.verify.rejudge import gated
 from bnfold.verify.result import CheckResult
 
-Progress = Callable[[str, float | None], None]
 # (the folded file, what the fold should give, the tiers to judge by, the folder for a reproducer)
 Check = Callable[[Path, Expected, str, Path | None], CheckResult]
 

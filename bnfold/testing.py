@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bnfold.verify.result import CheckResult
 
-# The format of each report by its ending; the last one is for people.
-REPORTS = {".json": "json", ".md": "markdown", ".html": "html"}
+REPORTS = (".json", ".md", ".html")  # the last one is for people
 
 
 def assert_same_model(reference: Any, candidate: Any, **options: Any) -> CheckResult:
@@ -56,14 +55,15 @@ def require_pass(check: CheckResult, report: Path | None = None) -> None:
 
 def failure(check: CheckResult, report: Path | None = None) -> str:
     """Why ``check`` is no pass, in the words of the command line."""
-    from bnfold.report.text import one_line, render_check
+    from bnfold.report.lines import one_line
+    from bnfold.report.text_check import render_check
 
     lines = [one_line(_headline(check)), render_check(check)]
     return "\n".join([*lines, *([f"  report: {report}"] if report else [])])
 
 
 def write_reports(check: CheckResult, folder: Path, stem: str) -> Path:
-    """Writes ``check`` to ``folder`` in the forms of `REPORTS`.
+    """Writes ``check`` to ``folder``, with each of the endings `REPORTS`.
 
     Args:
         check: What was found.
@@ -74,12 +74,12 @@ def write_reports(check: CheckResult, folder: Path, stem: str) -> Path:
         The one for people.
     """
     from bnfold.report.envelope import Envelope
-    from bnfold.report.formats import render
+    from bnfold.report.formats import format_of, render
 
     folder.mkdir(parents=True, exist_ok=True)
-    for ending, form in REPORTS.items():
+    for ending in REPORTS:
         path = folder / f"{stem}{ending}"
-        path.write_text(render(form, Envelope(check=check)), encoding="utf-8")
+        path.write_text(render(format_of(path.name), Envelope(check=check)), encoding="utf-8")
     return path
 
 

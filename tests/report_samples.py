@@ -13,6 +13,7 @@ from bnfold.verify.judge import Decisions, Figures, Gates, Measured, Settled, Ve
 from bnfold.verify.result import (
     CheckResult,
     InputUse,
+    Mutation,
     OutputResult,
     ProviderRun,
     SiteResult,
@@ -156,7 +157,7 @@ def hostile() -> Envelope:
     found = CheckResult(
         HOSTILE, HOSTILE, tiers, 1, None, (HOSTILE,), (run,),
         (InputUse(HOSTILE, HOSTILE, ((),), HOSTILE),), weights, (HOSTILE,) * 9, HOSTILE, HOSTILE,
-        Gates(math.inf, math.nan), {HOSTILE: HOSTILE},
+        Gates(math.inf, math.nan), {HOSTILE: HOSTILE}, (Mutation(HOSTILE, HOSTILE, math.nan),),
     )  # fmt: skip
     kept = Step(HOSTILE, HOSTILE, "kept", code="BNF010", reason="zero-padding",
                 witness=(HOSTILE,), sentence=HOSTILE, hint=HOSTILE)  # fmt: skip

@@ -576,6 +576,19 @@ def test_a_report_file_is_written_whole(fake: Fake, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_a_report_is_utf_8_whatever_the_locale(tmp_path: Path) -> None:
+    write_net(tmp_path / "net.onnx")
+    names = [f"r{ending}" for ending in (".html", ".md", ".txt")]
+    env = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    env["PYTHONPATH"] = str(Path(bnfold.__file__).parents[1])
+    command = [sys.executable, "-m", "bnfold.cli", "explain", "net.onnx"]
+    command += [f"--report={name}" for name in names]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    written = {name: (tmp_path / name).read_text(encoding="utf-8") for name in names}
+    assert "·" in written["r.html"]
+
+
 def test_a_report_file_that_fails_leaves_the_old_one(
     fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -423,3 +423,28 @@ def test_a_model_that_fails_its_check_is_not_written(
     assert result.check.exit_code == 1
     assert not result.written
     assert sorted(p.name for p in tmp_path.iterdir()) == ["net.onnx", "out.reproducer"]
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_a_pipe_or_device_is_refused_and_left_as_it_is(
+    check: bool, path: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "pipe"
+    os.mkfifo(target)
+    with pytest.raises(WriteError, match="it is no regular file"):
+        bnfold.optimize(path, target, check=check)
+    assert target.is_fifo()
+
+
+@pytest.mark.parametrize("external", [True, False])
+def test_a_link_stays_and_what_it_points_to_is_replaced(external: bool, tmp_path: Path) -> None:
+    source, real, link = (tmp_path / name for name in ("net.onnx", "real.onnx", "link.onnx"))
+    onnx.save(net(), source, save_as_external_data=external,
+              location="net.onnx.data", size_threshold=0)  # fmt: skip
+    real.write_bytes(b"old")
+    link.symlink_to(real)
+    bnfold.optimize(source, link)
+    assert link.is_symlink()
+    for name in (link, real):
+        onnx.checker.check_model(str(name), full_check=True)
+    assert (tmp_path / "real.onnx.data").exists() is external

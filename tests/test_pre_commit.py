@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shlex
 import subprocess
@@ -67,6 +68,8 @@ CHANGED = {
     ("net.onnx",): ["net"],
     ("net.onnx", "net.folded.onnx", "net.folded.onnx.data"): ["net"],
     ("net.onnx.data",): ["net"],
+    ("net.onnx_data",): ["net"],
+    ("net.folded.onnx_data",): ["net"],
     ("alone.onnx",): [],
     ("orphan.folded.onnx",): ["orphan"],
     ("alone.onnx", "net.folded.onnx", "orphan.folded.onnx"): ["net", "orphan"],
@@ -86,6 +89,7 @@ def test_a_pair_is_checked_once_whichever_of_its_files_changed(
 
 def test_the_hook_asks_for_the_files_of_a_pair_in_one_process() -> None:
     for name, wanted in (("a.onnx", True), ("a/b.folded.onnx", True), ("a.onnx.data", True),
+                         ("a.onnx_data", True), ("a.onnxdata", False),
                          ("a.onnx.txt", False), ("a.py", False)):  # fmt: skip
         assert bool(re.search(HOOK["files"], name)) is wanted, name
     assert HOOK["require_serial"] is True
@@ -140,6 +144,19 @@ def test_the_worst_pair_decides_and_every_pair_is_told(
     assert said.count(".folded.onnx: ") + said.count("error: ") >= len(stems)
     assert ("conv3" in said) == bool({"bad", "open"} & set(stems))
     assert all(options == {"tiers": "AB", "samples": 4, "seed": 5} for options in asked)
+
+
+def test_a_right_pair_passes_whatever_it_is_called_and_the_log_can_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", narrow)
+    monkeypatch.setattr(bnfold, "check", lambda *_, **__: OUTCOMES["good"], raising=False)
+    (tmp_path / "卷积.onnx").touch()
+    assert main([str(tmp_path / "卷积.folded.onnx")]) == 0
+    assert main([str(tmp_path / "缺.folded.onnx")]) == 5
+    narrow.seek(0)
+    assert r"\u5377\u79ef.folded.onnx: pass: said" in narrow.read()
 
 
 def test_every_exit_code_has_its_place() -> None:

@@ -10,18 +10,17 @@ from typing import Any
 import pytest
 
 from bnfold import __version__
-from bnfold.report.as_json import to_json
+from bnfold.report.as_json import render_json
+from bnfold.report.envelope import Envelope
+from bnfold.report.lines import LISTED, human_bytes, one_line
 from bnfold.report.model import SCHEMA_VERSION, Report, Size, Step
 from bnfold.report.text import (
-    LISTED,
     count_steps,
-    human_bytes,
-    one_line,
-    render_check,
     render_explain,
     render_outcome,
     render_report,
 )
+from bnfold.report.text_check import render_check
 from bnfold.verify.judge import Figures, Gates, Verdict
 from bnfold.verify.result import (
     CheckResult,
@@ -320,7 +319,7 @@ def strict(text: str) -> Any:
 
 
 def test_json_is_one_envelope_and_has_everything() -> None:
-    data = strict(to_json(report=REPORT, check=CHECK, target="out.onnx"))
+    data = strict(render_json(Envelope(REPORT, CHECK, "out.onnx")))
     assert list(data) == [
         "schema_version", "tool", "report", "check", "target", "dropped", "reproducer",
     ]  # fmt: skip
@@ -332,7 +331,7 @@ def test_json_is_one_envelope_and_has_everything() -> None:
 
 
 def test_json_has_a_word_for_what_is_not_finite_and_null_for_what_is_not_there() -> None:
-    data = strict(to_json(check=CHECK))
+    data = strict(render_json(Envelope(check=CHECK)))
     figures = data["check"]["tiers"][1]["outputs"][0]["figures"]
     assert (figures["mean_ratio"], figures["worst_ratio"]) == ("inf", "nan")
     assert figures["e_fold"] == 2e-6
@@ -342,6 +341,6 @@ def test_json_has_a_word_for_what_is_not_finite_and_null_for_what_is_not_there()
 
 def test_json_is_ascii_whatever_the_names() -> None:
     odd = Report("卷积\ud800\x1b", "local", (), BEFORE)
-    text = to_json(report=odd)
+    text = render_json(Envelope(odd))
     assert text.isascii()
     assert strict(text)["report"]["source"] == "卷积\ud800\x1b"

@@ -59,8 +59,7 @@ def test_junit_is_xml_and_counts_what_it_holds(name: str) -> None:
 def test_junit_is_all_green_exactly_when_the_exit_code_is_zero(name: str) -> None:
     found, said = SAMPLES[name], counts(SAMPLES[name])
     passes = found.check is None or found.check.exit_code == 0
-    if found.check is None or found.check.tiers:
-        assert (said["failures"] + said["errors"] == 0) == passes
+    assert (said["failures"] + said["errors"] == 0) == passes
 
 
 @pytest.mark.parametrize(
@@ -169,6 +168,27 @@ def test_sarif_has_a_result_for_each_finding_with_its_level_and_node() -> None:
 def test_what_is_inconclusive_is_an_error() -> None:
     results = sarif(checked(tier(Verdict.PASS), tier(Verdict.INCONCLUSIVE)))["results"]
     assert [(one["ruleId"], one["level"]) for one in results] == [("inconclusive", "error")]
+
+
+def test_a_check_of_no_tier_is_no_pass_in_any_form() -> None:
+    """As of a model without clear decisions, of which tier D alone was asked."""
+    case = next(ET.fromstring(render_junit(checked())).iter("testcase"))
+    error = case.find("error")
+    assert error is not None
+    assert (case.attrib["name"], error.attrib["message"]) == ("check", "nothing was checked")
+    (result,) = sarif(checked())["results"]
+    assert (result["ruleId"], result["level"]) == ("inconclusive", "error")
+    (line,) = workflow_commands(checked())
+    assert line == "::error file=b.onnx,title=bnfold%3A inconclusive%2C check::nothing was checked"
+
+
+def test_a_reason_that_another_version_knows_is_a_result_without_a_rule() -> None:
+    assert EXPLAINED.report is not None
+    kept = replace(EXPLAINED.report.kept[0], code="BNF999")
+    other = replace(EXPLAINED, report=replace(EXPLAINED.report, steps=(kept,)))
+    (result,) = sarif(other)["results"]
+    assert result["ruleId"] == "BNF999"
+    assert "ruleIndex" not in result
 
 
 def test_fingerprints_are_distinct_and_do_not_hang_on_numbers() -> None:

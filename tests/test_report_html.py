@@ -11,13 +11,22 @@ from html.parser import HTMLParser
 
 import pytest
 
+from bnfold.report.envelope import Envelope
 from bnfold.report.html import render_html
 from bnfold.report.html_axis import LogAxis, decade
 from bnfold.report.html_charts import error_chart, levels, sites_chart, weight_chart
-from bnfold.report.html_check import OUTPUTS, WEIGHTS
+from bnfold.report.html_check import WEIGHTS
+from bnfold.report.html_outputs import OUTPUTS
 from bnfold.report.html_parts import shortened
 from bnfold.verify.judge import Measured, Verdict
-from bnfold.verify.result import CheckResult, SiteResult, TierResult, WeightRange
+from bnfold.verify.result import (
+    CheckResult,
+    Mutation,
+    OutputResult,
+    SiteResult,
+    TierResult,
+    WeightRange,
+)
 from tests.report_samples import (
     EMPTY,
     EXPLAINED,
@@ -154,6 +163,68 @@ def test_more_pictures_than_anybody_looks_at_are_counted() -> None:
     text = Tags(render_html(replace(PASSING, check=many))).text
     assert "3 more outputs are in the JSON report" in text
     assert "2 more are in the JSON report" in text
+
+
+def test_an_output_on_several_providers_has_its_cards_side_by_side_on_one_axis() -> None:
+    places = ("CPUExecutionProvider", "CUDAExecutionProvider")
+    right = (output(measured("y")), output(measured("z")))
+    wrong = (right[0], output(measured("z", factor=1e4)))
+    tiers = tuple(
+        TierResult("C", place, outputs[1].verdict, "said", outputs)
+        for place, outputs in zip(places, (right, wrong), strict=True)
+    )
+    page = render_html(Envelope(check=CheckResult("a", "b", tiers, 8, 0)))
+    cards = [re.sub("<[^>]*>", "", head).split() for head in re.findall("<h3>(.*?)</h3>", page)]
+    assert cards == [  # what fails anywhere comes first, whatever the order of the providers
+        ["z", "on", "CPU", "pass"], ["z", "on", "CUDA", "fail"],
+        ["y", "on", "CPU", "pass"], ["y", "on", "CUDA", "pass"],
+    ]  # fmt: skip
+    ticks = [re.findall('text-anchor="end">([^<]*)<', svg) for svg in page.split("<h3>")[1:]]
+    assert ticks[0] == ticks[1] != ticks[2] == ticks[3]
+    assert page.count('<div class="cards">') == 2
+
+
+def test_outputs_on_several_providers_are_cut_and_counted_as_one() -> None:
+    outputs = tuple(output(measured(f"y{i}", seed=i)) for i in range(OUTPUTS))
+    tiers = tuple(TierResult("C", place, Verdict.PASS, "fine", outputs) for place in ("a", "b"))
+    page = render_html(Envelope(check=CheckResult("a", "b", tiers, 8, 0)))
+    assert page.count("<h3>") == OUTPUTS
+    assert f"{OUTPUTS // 2} more outputs are in the JSON report" in page
+
+
+def test_tiers_that_were_not_checked_are_named() -> None:
+    """Of two frameworks, say: a reader has to see that nobody looked at the weights."""
+    tiers = tuple(TierResult(letter, "CPUExecutionProvider", Verdict.PASS, "ok") for letter in "CD")
+    mixed = CheckResult("a.pt2", "b.onnx", tiers, 8, 0, warnings=("tiers A and B are left out",))
+    page = render_html(Envelope(check=mixed))
+    rows = [re.sub("<[^>]*>", " ", row).split() for row in re.findall("<tr>(.*?)</tr>", page)]
+    assert [(row[0], "not" in row) for row in rows[1:5]] == [
+        ("A", True), ("B", True), ("C", False), ("D", False),
+    ]  # fmt: skip
+    assert "Error along the graph" not in page
+    whole = Tags(render_html(PASSING)).text
+    assert "not a part of this check" in page
+    assert "not a part of this check" not in whole
+
+
+def test_every_output_that_decides_otherwise_is_named() -> None:
+    outputs = tuple(
+        OutputResult(name, verdict, f"output '{name}' {verdict.value}")
+        for name, verdict in (("y", Verdict.FAIL), ("z", Verdict.FAIL), ("w", Verdict.PASS))
+    )
+    tier = TierResult("D", "CPU", Verdict.FAIL, outputs[0].message, outputs)
+    text = Tags(render_html(Envelope(check=CheckResult("a", "b", (tier,), 8, 0)))).text
+    assert [text.count(one.message) for one in outputs] == [2, 1, 0]  # once as the headline
+
+
+def test_mutants_say_what_was_caught_where_no_tier_b_does() -> None:
+    assert PASSING.check is not None
+    assert "Mutants" not in render_html(PASSING)
+    found = (Mutation("CPUExecutionProvider", "head/<w>", 2.0**-12),)
+    page = render_html(replace(PASSING, check=replace(PASSING.check, mutations=found)))
+    section = page[page.index("<h2>Mutants") :]
+    for part in ("head/<wbr>&lt;w&gt;", "CPUExecutionProvider", ">0.00024<"):
+        assert part in section[: section.index("</section>")]
 
 
 # ---- pictures ----

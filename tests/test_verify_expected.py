@@ -11,9 +11,12 @@ import pytest
 import bnfold
 from bnfold.onnx_read import from_proto
 from bnfold.onnx_shapes import infer_shapes
+from bnfold.verify.check import check
 from bnfold.verify.expected import Expected, Held
+from bnfold.verify.judge import Verdict
 from bnfold.verify.onnx_expected import recognised
 from bnfold.verify.oracle import Oracle
+from bnfold.verify.tiers import NOT_OURS
 from tests import nets
 from tests.solver_nets import ROWS, net
 
@@ -175,6 +178,26 @@ def test_weights_say_nothing_about_the_form() -> None:
         if array.dtype == np.float32:
             tensor.CopyFrom(onnx.numpy_helper.from_array(3 * array + 1, tensor.name))
     assert expected(reference, candidate) is not None
+
+
+def test_a_fold_that_bnfold_would_refuse_leaves_tier_a_out() -> None:
+    """Beyond float16's range; so large that the weight is computed only when it is asked for."""
+
+    def half(gamma: float) -> onnx.ModelProto:
+        rng = np.random.default_rng(0)
+        parts = {"g": gamma, "b": 0.0, "m": 0.0, "v": 1e-3}
+        made = {k: np.full(64, value, np.float16) for k, value in parts.items()}
+        made["w"] = nets.weight(rng, 64, 64, 3, 3, dtype=np.float16)
+        return nets.model(
+            "g (float16[1,64,4,4] x) => (float16[1,64,2,2] z) "
+            "{ y = Conv (x, w) z = BatchNormalization (y, g, b, m, v) }", made,
+        )  # fmt: skip
+
+    candidate = bnfold.fold(half(1.0)).model
+    assert [t.tier for t in check(half(1.0), candidate, tiers="AB").tiers] == ["A", "B"]
+    wrong = check(half(60000.0), candidate, tiers="AB")
+    assert [(t.tier, t.verdict) for t in wrong.tiers] == [("B", Verdict.FAIL)]
+    assert NOT_OURS in wrong.warnings
 
 
 def test_what_is_not_folded_is_not_recognised() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from bnfold.verify.judge import (
     Gates,
+    Measured,
     OutputVerdict,
     Verdict,
     judge_decisions,
@@ -408,3 +410,21 @@ def test_what_was_measured_can_be_judged_again_with_other_gates() -> None:
     assert judge_errors(measured).verdict is PASS
     assert judge_errors(measured, Gates(atol=1e-9)).verdict is FAIL
     assert judge_errors(measured, Gates(atol=1e-3)).verdict is PASS
+
+
+def test_numbers_whose_squares_overflow_are_judged() -> None:
+    rng = np.random.default_rng(0)
+    y = [rng.normal(size=50) for _ in range(7)] + [rng.normal(size=50) * 1e160]
+    right = [a * (1 + 1e-17) for a in y]
+    assert judged(y, right, right, unit=2.0**-53).verdict is PASS
+    assert judged(y, right, [a * 1.01 for a in y], unit=2.0**-53).verdict is FAIL
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_an_error_that_is_no_number_never_passes(wrong: float) -> None:
+    errors = (1e-7,) * 7
+    spoilt = Measured("y", "float32", U32, e_fold=(*errors, wrong), e_unfold=(1e-7,) * 8)
+    assert judge_errors(spoilt).verdict is FAIL
+    blind = Measured("y", "float32", U32, e_fold=(1e-7,) * 8, e_unfold=(*errors, wrong))
+    assert judge_errors(blind).verdict is INCONCLUSIVE
+    assert judge_errors(Measured("y", "float32", U32)).verdict is INCONCLUSIVE

@@ -57,6 +57,23 @@ def test_a_wrong_fold_fails_by_a_tensor_inside(factor: float) -> None:
     assert "inside, output 'z'" in result.message
 
 
+def test_an_output_that_never_changes_and_is_another_fails() -> None:
+    folded: onnx.ModelProto = bnfold.fold(net()).model
+    last = next(node for node in folded.graph.node if node.op_type == "Softmax")
+    last.op_type = "Sigmoid"
+    result = check(net(), folded, tiers="C", expected=Expected(dict, {}))
+    assert result.verdict is Verdict.FAIL
+    assert "output 'y': its error is 4 " in result.message
+
+
+def test_inside_too_mutants_say_what_would_have_been_caught() -> None:
+    result = check(net(), bnfold.fold(net()).model, tiers="C", expected=Expected(dict, {}))
+    assert result.verdict is Verdict.PASS
+    (found,) = result.mutations
+    assert found.caught < 1e-5
+    assert [run.ran for run in result.runs] == [{"CPUExecutionProvider": 6}]
+
+
 @pytest.mark.parametrize("factor", [1.001, -1.0, 0.0])
 def test_a_wrong_fold_is_found_where_it_is(factor: float) -> None:
     assert check(net(), spoiled(factor)).guilty == "b"

@@ -6,6 +6,7 @@ as that of a tool that nobody knows, where tensors are paired by name and struct
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
@@ -524,6 +525,90 @@ def test_a_shift_that_is_not_there_at_the_border_is_missed_there(pads: str) -> N
 
 
 # ---- what would have been caught ----
+
+
+# ---- outputs of the model ----
+
+WHOLE = ("c = Conv (x, w)", "z = BatchNormalization (c, n_g, n_b, n_m, n_v)")
+
+
+def with_outputs(lines: tuple[str, ...], outputs: str, *, folded: bool) -> Model:
+    """A Conv and its BatchNormalization, or what becomes of them."""
+    rng = np.random.default_rng(0)
+    norm, weight = nets.batch_norm(rng, "n", 4), nets.weight(rng, 4, 3, 3, 3)
+    gamma, beta, mean, variance = (norm[f"n_{part}"].astype(np.float64) for part in "gbmv")
+    scale = gamma / np.sqrt(variance + 1e-5)
+    made = {"w": weight * scale.reshape(-1, 1, 1, 1), "b": beta - mean * scale,
+            "k": np.ones((1, 4, 6, 6)), "p": np.array([0, 0, 1, 1, 0, 0, 1, 1])}  # fmt: skip
+    text = " ".join(lines)
+    constants = {k: v for k, v in made.items() if f"{k})" in text or f"{k}," in text}
+    constants = {k: v.astype(np.float32) if v.dtype.kind == "f" else v
+                 for k, v in constants.items()}  # fmt: skip
+    graph = f"g (float[1,3,8,8] x) => ({outputs}) {{ {text} }}"
+    return nets.model(graph, constants if folded else {"w": weight, **norm})
+
+
+LABELS = "int64[1,1,6,6] y"
+OUTPUTS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...], str]] = {
+    "a tensor inside is folded though it is an output":
+        ("float[1,4,6,6] c, float[1,4,6,6] z", (), ("c = Conv (x, w, b)", "z = Identity (c)"),
+         "Conv 'c' is wrong"),
+    "another shape":
+        ("float[1,4,h,k] z", (), ("z = Conv <pads = [1,1,1,1]> (x, w, b)",),
+         r"'z' has shape \[1, 4, 8, 8\], not \[1, 4, 6, 6\]"),
+    "another shape behind a tensor that is right":
+        ("float[1,4,h,k] y", ("y = Relu (z)",),
+         ("z = Conv (x, w, b)", "q = Relu (z)", "y = Pad (q, p)"), "Pad 'y' is wrong"),
+    "a constant": ("float[1,4,6,6] z", (), ("c = Conv (x, w, b)", "z = Relu (k)"),
+                   "Relu 'z' is wrong"),
+    "labels of the least": (LABELS, ("y = ArgMax <axis = 1> (z)",),
+                            ("z = Conv (x, w, b)", "y = ArgMin <axis = 1> (z)"),
+                            "ArgMin 'y' is wrong: 'y' is not the reference's"),
+    "labels without the shift": (LABELS, ("r = Relu (x)", "y = ArgMax <axis = 1> (z)"),
+                                 ("r = Relu (x)", "z = Conv (x, w)", "y = ArgMax <axis = 1> (z)"),
+                                 "Conv 'z' is wrong"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("outputs", "more", "folded", "said"), OUTPUTS.values(), ids=OUTPUTS)
+def test_an_output_is_what_it_is_called(
+    outputs: str, more: tuple[str, ...], folded: tuple[str, ...], said: str
+) -> None:
+    reference = with_outputs((*WHOLE, *more), outputs, folded=False)
+    found = sites(reference, with_outputs(folded, outputs, folded=True)).tier
+    assert found.verdict is Verdict.FAIL
+    assert re.search(said, found.message)
+
+
+RIGHT_OUTPUTS = {
+    "both outputs": ("float[1,4,6,6] c, float[1,4,6,6] z", (), WHOLE),
+    "labels": (LABELS, ("y = ArgMax <axis = 1> (z)",),
+               ("z = Conv (x, w, b)", "y = ArgMax <axis = 1> (z)")),
+    "a shape": ("int64[4] y", ("y = Shape (z)",),
+                ("z = Conv (x, w, b)", "y = Constant <value_ints = [1, 4, 6, 6]> ()")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("outputs", "more", "folded"), RIGHT_OUTPUTS.values(), ids=RIGHT_OUTPUTS)
+def test_right_outputs_raise_no_alarm(
+    outputs: str, more: tuple[str, ...], folded: tuple[str, ...]
+) -> None:
+    reference = with_outputs((*WHOLE, *more), outputs, folded=False)
+    candidate = with_outputs((*folded, *(more if folded is WHOLE else ())), outputs,
+                             folded=folded is not WHOLE)  # fmt: skip
+    assert sites(reference, candidate).tier.verdict is Verdict.PASS
+
+
+def test_another_shape_in_a_fold_by_bnfold_fails() -> None:
+    """Where a plan says what a tensor holds, it has that tensor's shape."""
+    reference = with_outputs((*WHOLE, "y = Relu (z)"), "float[1,4,h,k] y", folded=False)
+    candidate: Model = bnfold.fold(reference).model
+    known = own(reference, candidate)
+    assert known is not None
+    candidate.graph.node[0].attribute.append(helper.make_attribute("pads", [1, 1, 1, 1]))
+    found = sites(reference, candidate, known).tier
+    assert found.verdict is Verdict.FAIL
+    assert "has shape [1, 4, 8, 8], not [1, 4, 6, 6]" in found.message
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["own", "unknown"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 import bnfold
 from bnfold.verify.judge import Verdict
-from bnfold.verify.torch_sites import TorchSites, torch_sites
+from bnfold.verify.torch_sites import torch_sites
 from models import NETS
 from tests.torch_nets import exported, made, one_thread
 from tests.verify_torch_nets import (
@@ -21,6 +22,7 @@ from tests.verify_torch_nets import (
     MAX,
     block,
     changed_sites,
+    checked,
     feeds,
     pair,
     spoilt,
@@ -38,11 +40,6 @@ WRONG = [("speech", LOCAL), ("caffe", MAX), ("unet", FUSE)]
 @pytest.fixture(scope="module", autouse=True)
 def single() -> Iterator[None]:
     yield from one_thread()
-
-
-def checked(reference: Any, candidate: Any, example: Any, *, ours: bool) -> TorchSites:
-    before = subject(reference, example)
-    return torch_sites(before, subject(candidate, example), feeds(before), ours=ours)
 
 
 @pytest.mark.parametrize(("name", "how"), RIGHT)
@@ -109,13 +106,38 @@ def test_the_smallest_error_that_would_be_caught_is_caught_and_a_part_of_it_is_n
     site = next(s for s in checked(net, folded, example, ours=True).tier.sites if s.site == "3")
     assert site.caught is not None
     assert site.caught < 1e-4
-    for channel in (0, 5):
-        scaled = bnfold.fold(net, example).model
-        scaled[3].weight.data[channel] *= 1 + 2 * site.caught
-        assert checked(net, scaled, example, ours=True).guilty == "3"
+    spoilt = bnfold.fold(net, example).model
+    spoilt[3].weight.data *= 1 + site.caught
+    for ours in (True, False):  # whoever spoils it, it is no longer what bnfold made
+        assert checked(net, spoilt, example, ours=ours).guilty == "3"
     harmless = bnfold.fold(net, example).model
     harmless[3].weight.data *= 1 + site.caught / 64
     assert checked(net, harmless, example, ours=True).tier.verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize(("name", "how"), [("speech", MAX), ("unet", FUSE)])
+def test_every_weight_that_is_off_by_what_is_caught_is_caught(name: str, how: str) -> None:
+    reference, candidate, example = pair(name, how)
+    found = checked(reference, candidate, example, ours=how != FUSE).tier
+    known = {site.site: site.caught for site in found.sites}
+    assert found.caught == max(caught for caught in known.values() if caught)
+    for path, caught in known.items():
+        assert caught is not None
+        wrong = copy.deepcopy(candidate)
+        wrong.get_parameter(f"{path}.weight").data *= 1 + caught
+        assert checked(reference, wrong, example, ours=False).guilty == path
+
+
+def test_what_would_be_caught_is_not_told_where_it_is_not_sure() -> None:
+    """In other units, or in narrow types, what is a little off may be right."""
+    cases = [(*pair("preactivation_positive", MAX), True)]
+    net, example = block(dtype=torch.bfloat16)
+    cases.append((net, bnfold.fold(net, example).model, example, True))
+    for reference, candidate, sample, ours in cases:
+        tier = checked(reference, candidate, sample, ours=ours).tier
+        assert tier.verdict is Verdict.PASS
+        assert tier.caught is None
+        assert {site.caught for site in tier.sites} == {None}
 
 
 def test_a_fault_that_a_relu_takes_away_is_still_a_fault() -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 import bnfold
+from bnfold.verify.torch_sites import TorchSites, torch_sites
 from bnfold.verify.torch_subject import TorchSubject, torch_subject
 from models import build
 
@@ -52,6 +53,12 @@ def feeds(model: TorchSubject, count: int = 2, seed: int = 0) -> list[Feeds]:
         }
         for _ in range(count)
     ]
+
+
+def checked(reference: Any, candidate: Any, example: Any, *, ours: bool) -> TorchSites:
+    """What tier B says of a pair."""
+    before = subject(reference, example)
+    return torch_sites(before, subject(candidate, example), feeds(before), ours=ours)
 
 
 def block(seed: int = 0, *, dtype: torch.dtype = torch.float32) -> tuple[nn.Sequential, Tensor]:

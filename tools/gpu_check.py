@@ -185,8 +185,8 @@ def missing(found: Diagnosis, provider: str) -> list[str]:
         why = "; ".join(part for part in (tried.said, tried.todo) if part) if tried else "no"
         lines.append(f"ONNX Runtime has no {provider}: {why}")
     if not has_torch(found, provider):
-        built = found.torch.version if found.torch and not found.torch.error else "not installed"
-        lines.append(f"torch ({built}) has no device for {provider}")
+        version = found.torch.version if found.torch and not found.torch.error else "not installed"
+        lines.append(f"torch ({version}) has no device for {provider}")
     return lines
 
 
@@ -194,8 +194,8 @@ def heading(found: Diagnosis, provider: str) -> str:
     """The date, the device and the versions, in one line."""
     device = found.devices[0] if provider != CPU and found.devices else None
     where = f"{device.name}, driver {device.driver}" if device else found.cpu
-    built = f"torch {found.torch.version} (CUDA {found.torch.cuda or '-'})" if found.torch else ""
-    parts = (f"{datetime.now(UTC):%Y-%m-%d}", where, found.runtime, built,
+    of_torch = f"torch {found.torch.version} (CUDA {found.torch.cuda or '-'})" if found.torch else ""
+    parts = (f"{datetime.now(UTC):%Y-%m-%d}", where, found.runtime, of_torch,
              f"Python {platform.python_version()}", f"bnfold {bnfold.__version__}")  # fmt: skip
     return ", ".join(part for part in parts if part)
 

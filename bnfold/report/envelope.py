@@ -10,7 +10,7 @@ from typing import Any
 from bnfold import __version__
 from bnfold.errors import UsageError
 from bnfold.report.model import SCHEMA_VERSION, Report
-from bnfold.verify.plain import restored
+from bnfold.verify.plain import plain, restored
 from bnfold.verify.result import CheckResult
 
 _TODO = "give a report that bnfold wrote with --report FILE.json"
@@ -25,7 +25,7 @@ class Envelope:
         check: The verdict on the result; None where nothing was checked.
         target: The file that was written; None where none was.
         dropped: Steps whose fold was taken back because the check did not pass with it, by name.
-        reproducer: The folder with a reproducer of that; None where there is none.
+        reproducer: The folder with a reproducer of what failed; None where there is none.
         version: The version of bnfold that found it.
     """
 
@@ -38,7 +38,7 @@ class Envelope:
 
     @property
     def model(self) -> str:
-        """The file that the findings are about: what was checked, else what was read."""
+        """The file that the findings are about: what was folded, else what was checked."""
         if self.report is not None:
             return self.report.source
         return self.check.candidate if self.check is not None else ""
@@ -53,7 +53,7 @@ class Envelope:
         return {
             "schema_version": SCHEMA_VERSION,
             "tool": {"name": "bnfold", "version": self.version},
-            "report": self.report.to_dict() if self.report else None,
+            "report": plain(self.report.to_dict()) if self.report else None,
             "check": self.check.to_dict() if self.check else None,
             "target": self.target,
             "dropped": list(self.dropped),
@@ -62,7 +62,7 @@ class Envelope:
 
 
 def envelope_from_json(text: str, file: str = "") -> Envelope:
-    """The envelope that `bnfold.report.as_json.to_json` wrote, to judge or render it again.
+    """The envelope that `bnfold.report.as_json.render_json` wrote, to judge or render it again.
 
     Args:
         text: The JSON.
@@ -87,7 +87,7 @@ def envelope_from_json(text: str, file: str = "") -> Envelope:
             reproducer=restored(str | None, stored.get("reproducer")),
             version=str((stored.get("tool") or {}).get("version", "")),
         )
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, OverflowError) as error:
         raise UsageError(f"it is not a report of bnfold: {error}", file=file, todo=_TODO) from error
 
 

@@ -37,7 +37,7 @@ def workflow_commands(found: Envelope) -> tuple[str, ...]:
 
 def _errors(check: CheckResult) -> Iterator[str]:
     """Also what is inconclusive: it does not pass."""
-    for tier in sorted(check.tiers, key=lambda tier: tier.verdict.value != "fail"):
+    for tier in sorted(words.spoken(check), key=lambda tier: tier.verdict.value != "fail"):
         if tier.verdict.value == "pass":
             continue
         guilty = f" (first wrong site: {check.guilty})" if check.guilty else ""

@@ -12,26 +12,36 @@ from typing import TYPE_CHECKING
 from bnfold.report.html_axis import LogAxis, grid
 from bnfold.report.html_parts import esc, shortened
 from bnfold.report.words import number
+from bnfold.verify.judge import MEAN_LIMIT
 
 if TYPE_CHECKING:
     from bnfold.verify.judge import Measured
     from bnfold.verify.result import SiteResult, WeightRange
 
-MEAN_LIMIT = 2.0  # of judge.py: what the dashed line stands for
 TITLED = 400  # with more sites than this each dot has no title of its own
+# The signs of the charts, for their legends.
+DOT = '<circle class="after" cx="11" cy="6" r="4"/>'
+RING = '<circle class="before" cx="11" cy="6" r="4.5"/>'
+DASHES = '<path class="limit" d="M0 6H22"/>'
 
 
 def levels(measured: Measured) -> list[float]:
-    """Each sample's floor: what the runtime itself gets wrong, or can't tell."""
+    """Each sample's floor, as `judge_errors` has it: what the runtime gets wrong or can't tell."""
     least = max(measured.jitter, 4 * measured.unit)
     return [e if math.isnan(e) else max(e, least) for e in measured.e_unfold]
 
 
-def error_chart(measured: Measured) -> str:
-    """Each sample's error after and before folding, on a log axis, and twice the floor."""
+def error_chart(measured: Measured, beside: Sequence[Measured] = ()) -> str:
+    """Each sample's error after and before folding, on a log axis, and twice the floor.
+
+    Args:
+        measured: What is shown.
+        beside: What is shown beside it, on an axis with the same numbers.
+    """
     left, right, top, bottom = 44.0, 350.0, 12.0, 168.0
-    limits = [MEAN_LIMIT * level for level in levels(measured)]
-    axis = LogAxis.around([*measured.e_fold, *measured.e_unfold, *limits], top, bottom)
+    limits = _limits(measured)
+    shown = [v for m in (measured, *beside) for v in (*m.e_fold, *m.e_unfold, *_limits(m))]
+    axis = LogAxis.around(shown, top, bottom)
     wide = (right - left) / len(measured.e_fold)
     size = min(4.5, max(1.5, wide / 4))
     parts = [grid(axis, left, right), _limit_line(axis, limits, left, wide)]
@@ -41,6 +51,10 @@ def error_chart(measured: Measured) -> str:
     ends = _ends(len(measured.e_fold), left, right, wide, bottom + 20)
     said = f"Relative error of output {measured.output} against the float64 oracle, by sample"
     return _svg(360, 196, said, "".join(parts) + ends)
+
+
+def _limits(measured: Measured) -> list[float]:
+    return [MEAN_LIMIT * level for level in levels(measured)]
 
 
 def _limit_line(axis: LogAxis, limits: Sequence[float], left: float, wide: float) -> str:

@@ -1,4 +1,4 @@
-"""The sections of the page that show a check: tiers, errors, sites, weights, conditions."""
+"""The sections of the page that show a check: tiers, sites, weights, conditions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from bnfold.report import words
-from bnfold.report.html_charts import diamond, error_chart, sites_chart, weight_chart
+from bnfold.report.html_charts import DASHES, DOT, diamond, sites_chart, weight_chart
+from bnfold.report.html_outputs import errors_section, mutations_section
 from bnfold.report.html_parts import (
     code,
     esc,
@@ -18,48 +19,47 @@ from bnfold.report.html_parts import (
     swatch,
     table,
 )
+from bnfold.report.lines import LISTED
 
 if TYPE_CHECKING:
-    from bnfold.verify.result import (
-        CheckResult,
-        OutputResult,
-        SiteResult,
-        TierResult,
-        WeightRange,
-    )
+    from bnfold.verify.result import CheckResult, SiteResult, TierResult, WeightRange
 
-# More pictures than these nobody looks at; the ones that matter most come first.
-OUTPUTS, SITES, WEIGHTS = 24, 12, 48
-_ORDER = {"fail": 0, "pass": 1, "inconclusive": 2}
-_DOT = '<circle class="after" cx="11" cy="6" r="4"/>'
-_RING = '<circle class="before" cx="11" cy="6" r="4.5"/>'
-_DASHES = '<path class="limit" d="M0 6H22"/>'
+# More rows and pictures than these nobody looks at; the ones that matter most come first.
+SITES, WEIGHTS = 12, 48
 
 
 def check_sections(check: CheckResult) -> list[str]:
     """Everything that a check found, the verdict apart."""
     found = [_tiers(check), _warnings(check)]
-    found += [_errors(tier) for tier in check.tiers if tier.tier == "C" and tier.outputs]
+    found += [errors_section(check), mutations_section(check.mutations)]
     found += [_sites(tier, check.guilty) for tier in check.tiers if tier.sites]
     found.append(_weights(check.weights))
     return [part for part in found if part]
 
 
 def _tiers(check: CheckResult) -> str:
-    rows = [
-        (
-            f"<b>{esc(tier.tier)}</b> {esc(words.TIERS.get(tier.tier, ''))}",
-            esc(tier.provider), mark(tier.verdict.value),
-            esc(tier.message), words.number(tier.caught) if tier.caught is not None else "",
-        )
-        for tier in check.tiers
-    ]  # fmt: skip
-    about = "Four tiers, from cheap to dear; the worst one speaks."
-    return section("Tiers", about, _tier_table(rows))
+    rows: list[tuple[str, ...]] = []
+    for letter in dict.fromkeys((*words.TIERS, *(tier.tier for tier in check.tiers))):
+        name = f"<b>{esc(letter)}</b> {esc(words.TIERS.get(letter, ''))}"
+        found = [(name, *_tier(tier)) for tier in check.tiers if tier.tier == letter]
+        rows += found or [(name, "", mark("unchecked"), "not a part of this check", "")]
+    about = "Four tiers, from cheap to dear; the worst of those that were checked speaks."
+    heads = ("tier", "on", "verdict", "found", "would catch")
+    return section("Tiers", about, table(heads, rows, (4,), "tiers stack"))
 
 
-def _tier_table(rows: Sequence[Sequence[str]]) -> str:
-    return table(("tier", "on", "verdict", "found", "would catch"), rows, (4,), "tiers stack")
+def _tier(tier: TierResult) -> tuple[str, str, str, str]:
+    # The outputs of tier C have a card each.
+    others = [
+        f'<div class="soft small">{esc(output.message)}</div>'
+        for output in (tier.outputs if tier.tier != "C" else ())
+        if output.verdict.value != "pass" and output.message != tier.message
+    ]
+    hidden = len(others) - LISTED
+    more = f'<div class="soft small">and {hidden:,} more</div>' if hidden > 0 else ""
+    said = esc(tier.message) + "".join(others[:LISTED]) + more
+    caught = words.number(tier.caught) if tier.caught is not None else ""
+    return esc(tier.provider), mark(tier.verdict.value), said, caught
 
 
 def _warnings(check: CheckResult) -> str:
@@ -67,56 +67,6 @@ def _warnings(check: CheckResult) -> str:
         return ""
     items = "".join(f"<li>{esc(warning)}</li>" for warning in check.warnings)
     return section("Worth knowing", "", f'<ul class="plain">{items}</ul>')
-
-
-# ---- tier C ----
-
-
-def _errors(tier: TierResult) -> str:
-    shown = sorted(tier.outputs, key=_first)[:OUTPUTS]
-    hidden = len(tier.outputs) - len(shown)
-    about = (
-        "Relative error against the float64 oracle, sample by sample. The fold is right as long as "
-        "its dots keep to the rings: the dashed line is twice what the runtime itself gets wrong."
-    )
-    if hidden:
-        about += f" {hidden:,} more outputs are in the JSON report."
-    keys = [(swatch(_DOT), "after folding"), (swatch(_RING), "before folding"),
-            (swatch(_DASHES), "2 × the noise floor"),
-            (swatch(diamond(11, 6, 5, "over")), "above it")]  # fmt: skip
-    cards = "".join(map(_output, shown))
-    title = f"Error of each output on {tier.provider}" if tier.provider else "Error of each output"
-    return section(title, about, legend(keys), f'<div class="cards">{cards}</div>')
-
-
-def _first(output: OutputResult) -> tuple[int, bool]:
-    """What failed comes first, what has no picture last."""
-    return _ORDER[output.verdict.value], not _is_drawn(output)
-
-
-def _is_drawn(output: OutputResult) -> bool:
-    measured = output.measured
-    return measured is not None and bool(measured.e_fold) and bool(measured.e_unfold)
-
-
-def _output(output: OutputResult) -> str:
-    head = f"<h3>{code(output.output)} {mark(output.verdict.value)}</h3>"
-    measured = output.measured
-    chart = error_chart(measured) if measured is not None and _is_drawn(output) else ""
-    return f'<div class="card">{head}{chart}<p>{_figures(output)}</p></div>'
-
-
-def _figures(output: OutputResult) -> str:
-    figures = output.figures
-    if figures is None or output.verdict.value != "pass":
-        return esc(output.message)
-    said = (
-        f"error {words.number(figures.e_fold)} after, {words.number(figures.e_unfold)} before; "
-        f"{figures.mean_ratio:.2f} × the floor"
-    )
-    if math.isfinite(figures.caught):
-        said += f"; would catch {words.number(figures.caught)}"
-    return esc(said)
 
 
 # ---- tier B ----
@@ -129,11 +79,10 @@ def _sites(tier: TierResult, guilty: str) -> str:
         f"{len(wrong):,} of them off by more than rounding explains or not computable. "
         "The dashed line is what rounding the weights explains."
     )
-    keys = [(swatch(_DOT), "error of a site"), (swatch(_DASHES), "what rounding explains"),
+    keys = [(swatch(DOT), "error of a site"), (swatch(DASHES), "what rounding explains"),
             (swatch(diamond(11, 6, 5, "over")), "fails"),
             (swatch(diamond(11, 6, 5, "unsure")), "inconclusive")]  # fmt: skip
-    first = next((site.site for site in wrong if site.verdict.value == "fail"), "")
-    chart = sites_chart(tier.sites, guilty or first)
+    chart = sites_chart(tier.sites, guilty)
     picture = f'<div class="scroll" tabindex="0">{chart}</div>'
     return section("Error along the graph", about, legend(keys), picture, _wrong(wrong))
 

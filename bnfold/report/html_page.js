@@ -11,7 +11,7 @@
     const wanted = search.value.trim().toLowerCase().split(/\s+/);
     let shown = 0;
     for (const { row, text, kind } of rows) {
-      const fits = (!verdict.value || kind.split(" ").includes(verdict.value)) && wanted.every((word) => text.includes(word));
+      const fits = (!verdict.value || kind === verdict.value) && wanted.every((word) => text.includes(word));
       row.hidden = !fits;
       shown += fits;
     }

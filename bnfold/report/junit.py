@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from bnfold.report.model import Step
     from bnfold.verify.result import CheckResult, TierResult
 
-# From what the tier and the case say to the element that says it.
+# The elements that tell an outcome; a case that passed has none.
 _PASSED, _FAILURE, _ERROR, _SKIPPED = "", "failure", "error", "skipped"
 
 
@@ -51,7 +51,7 @@ def render_junit(found: Envelope) -> str:
 
 def _suites(found: Envelope) -> Iterator[tuple[str, Mapping[str, str], list[_Case]]]:
     if found.check is not None:
-        for tier in found.check.tiers:
+        for tier in words.spoken(found.check):
             properties = _properties(found, found.check, tier)
             yield words.tier_place(tier), properties, _cases(found.check.candidate, tier)
     if found.report is not None and found.report.kept:
@@ -79,17 +79,18 @@ def _properties(found: Envelope, check: CheckResult, tier: TierResult) -> dict[s
 
 
 def _cases(candidate: str, tier: TierResult) -> list[_Case]:
-    place = ".".join(part for part in (candidate, f"tier {tier.tier}", tier.provider) if part)
+    name = words.tier_name(tier)
+    place = ".".join(part for part in (candidate, name, tier.provider) if part)
     said = tier.verdict.value
     cases = [
         _case(place, f"output {one.output}", said, one.verdict.value, one.message)
         for one in tier.outputs
     ]
     for one in tier.sites:
-        name = f"site {one.site}: {one.tensor}"
-        cases.append(_case(place, name, said, one.verdict.value, words.site_said(one)))
+        site = f"site {one.site}: {one.tensor}"
+        cases.append(_case(place, site, said, one.verdict.value, words.site_said(one)))
     if all(case.outcome != _outcome(said, said) for case in cases):
-        cases.append(_case(place, f"tier {tier.tier}", said, said, tier.message))
+        cases.append(_case(place, name, said, said, tier.message))
     return cases
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from typing import TextIO
 
 UNCUT = 1 << 20
 LISTED = 20  # lines of one kind that are shown; the report file has them all
@@ -12,6 +13,12 @@ LISTED = 20  # lines of one kind that are shown; the report file has them all
 def one_line(text: str) -> str:
     """``text`` without line ends, escape sequences or anything else that does not print."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def encodable(text: str, stream: TextIO) -> str:
+    """``text`` as ``stream`` can take it, whose encoding may lack what a node is called."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def wrap(line: str, width: int) -> str:

@@ -12,7 +12,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from bnfold.report import words
-from bnfold.report.lines import counted, human_bytes, one_line, share
+from bnfold.report.lines import LISTED, counted, human_bytes, one_line, share
 from bnfold.report.text import count_steps
 
 if TYPE_CHECKING:
@@ -74,8 +74,9 @@ def _headline(found: Envelope) -> str:
 
 def _outcome(found: Envelope) -> Iterator[str]:
     if found.dropped:
-        names = ", ".join(map(code, found.dropped[:20]))
-        more = f" and {len(found.dropped) - 20} more" if len(found.dropped) > 20 else ""
+        names = ", ".join(map(code, found.dropped[:LISTED]))
+        hidden = len(found.dropped) - LISTED
+        more = f" and {hidden:,} more" if hidden > 0 else ""
         yield f"**{counted(len(found.dropped), 'fold')} rolled back:** {names}{more}"
     if found.target is not None:
         yield f"Written to {code(found.target)}"

@@ -17,10 +17,17 @@ _NAMED = 4  # operators that a sentence names
 class Step:
     """One affine step of the model.
 
-    ``verdict`` is ``"folded"`` or ``"kept"``. A folded step says ``how`` (backward, forward,
-    around, merged, identity, evaluated) and which operators absorbed it (``into``); a kept one its
-    stable ``code``, the ``reason`` in a word, the ``witness`` in its way, all that as a
-    ``sentence``, and as a ``hint`` the smallest change of the model that would free it.
+    Attributes:
+        name: The step's operator.
+        op_type: Its type.
+        verdict: Whether it vanished: ``folded`` or ``kept``.
+        how: In which way a folded step vanished; empty for one that stays.
+        into: The operators that absorbed a folded step.
+        code: The stable code of the reason for which a step stays; empty for a folded one.
+        reason: The reason in a word.
+        witness: The nodes that stand in the way.
+        sentence: The verdict in one sentence.
+        hint: The smallest change of the model that would free the step.
     """
 
     name: str
@@ -39,7 +46,10 @@ class Step:
 class Size:
     """How large a model is, with its subgraphs and functions.
 
-    ``operators`` counts nodes by operator; ``parameters`` counts elements.
+    Attributes:
+        operators: How many nodes there are of each operator.
+        parameters: How many elements the weights have.
+        parameter_bytes: How many bytes they take.
     """
 
     operators: Mapping[str, int]
@@ -56,8 +66,13 @@ class Size:
 class Report:
     """Every affine step of ``source``, and the model's size before and after.
 
-    ``after`` is None when nothing was changed (`bnfold.explain`). ``notes`` say what else there is
-    to know, such as parts of a module that could not be captured.
+    Attributes:
+        source: The model that was folded.
+        level: How far folds may reach.
+        steps: Every affine step, in the order of the graph.
+        before: How large the model was.
+        after: How large it is; None where nothing was changed (`bnfold.explain`).
+        notes: What else there is to know, such as parts of a module that could not be captured.
     """
 
     source: str

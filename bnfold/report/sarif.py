@@ -21,7 +21,7 @@ from bnfold.report.lines import one_line
 
 if TYPE_CHECKING:
     from bnfold.report.envelope import Envelope
-    from bnfold.verify.result import CheckResult, TierResult
+    from bnfold.verify.result import CheckResult
 
 SCHEMA = (
     "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
@@ -109,20 +109,14 @@ def _findings(found: Envelope) -> Iterator[_Finding]:
 
 
 def _check_findings(check: CheckResult) -> Iterator[_Finding]:
-    for tier in check.tiers:
+    for tier in words.spoken(check):
         rule = {"fail": "mismatch", "inconclusive": "inconclusive"}.get(tier.verdict.value)
         if rule is None:
             continue
         text = f"{words.tier_place(tier)}: {tier.message}"
-        yield _Finding(rule, "error", text, check.candidate, _guilty(check, tier))
+        yield _Finding(rule, "error", text, check.candidate, check.guilty)
     for warning in check.warnings:
         yield _Finding("hazard", "warning", warning, check.candidate)
-
-
-def _guilty(check: CheckResult, tier: TierResult) -> str:
-    if check.guilty or tier.verdict.value != "fail":
-        return check.guilty
-    return next((site.site for site in tier.sites if site.verdict.value == "fail"), "")
 
 
 def _results(findings: list[_Finding], index: dict[str, int]) -> list[dict[str, Any]]:
@@ -131,7 +125,9 @@ def _results(findings: list[_Finding], index: dict[str, int]) -> list[dict[str, 
     for finding in findings:
         key = _fingerprint(finding)
         seen[key] += 1
-        results.append(_result(finding, index[finding.rule], f"{key}:{seen[key]}"))
+        # A report that another version wrote may have a reason that is no rule of this one.
+        rule = {"ruleIndex": index[finding.rule]} if finding.rule in index else {}
+        results.append(_result(finding, f"{key}:{seen[key]}") | rule)
     return results
 
 
@@ -142,7 +138,7 @@ def _fingerprint(finding: _Finding) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def _result(finding: _Finding, rule: int, fingerprint: str) -> dict[str, Any]:
+def _result(finding: _Finding, fingerprint: str) -> dict[str, Any]:
     place: dict[str, Any] = {
         "physicalLocation": {
             "artifactLocation": {"uri": _uri(finding.file)},
@@ -156,7 +152,6 @@ def _result(finding: _Finding, rule: int, fingerprint: str) -> dict[str, Any]:
         ]  # fmt: skip
     return {
         "ruleId": finding.rule,
-        "ruleIndex": rule,
         "level": finding.level,
         "message": {"text": one_line(finding.message) or finding.rule},
         "locations": [place],

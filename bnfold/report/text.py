@@ -29,11 +29,6 @@ if TYPE_CHECKING:
     from bnfold.report.envelope import Envelope
     from bnfold.report.model import Report, Step
 
-__all__ = [
-    "LISTED", "UNCUT", "count_steps", "human_bytes", "one_line", "render_check", "render_explain",
-    "render_outcome", "render_report", "render_text",
-]  # fmt: skip
-
 _BOLD, _YELLOW = "1", "33"
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     )
 
 TIERS = {"A": "stored weights", "B": "site by site", "C": "end to end", "D": "decisions"}
-_NAMED = 6
+_NAMED = 6  # of many names: as many as a line takes
 
 
 def number(value: float) -> str:
@@ -33,9 +33,21 @@ def times(ratio: float) -> str:
     return f"{ratio:,.0f}" if 1000 <= ratio < 1e7 else f"{ratio:.3g}"
 
 
+def spoken(check: CheckResult) -> tuple[TierResult, ...]:
+    """What the tiers say; where there is none, that nothing was checked, which is no pass."""
+    from bnfold.verify.result import TierResult  # loaded on use: it needs numpy
+
+    return check.tiers or (TierResult("", "", check.verdict, check.message),)
+
+
+def tier_name(tier: TierResult) -> str:
+    """``tier C``."""
+    return f"tier {tier.tier}" if tier.tier else "check"
+
+
 def tier_place(tier: TierResult) -> str:
     """``tier C on CPUExecutionProvider``."""
-    return f"tier {tier.tier}" + (f" on {tier.provider}" if tier.provider else "")
+    return tier_name(tier) + (f" on {tier.provider}" if tier.provider else "")
 
 
 def summary(check: CheckResult) -> str:

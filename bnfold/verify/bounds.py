@@ -270,8 +270,3 @@ def _added(constant: F64 | None, y: F64, axis: int | None) -> F64:
 _RULES = {
     "Gemm": _gemm, "MatMul": _matmul, "BatchNormalization": _batch_norm,
 }  # fmt: skip
-
-
-def rounding_norms(operation: Operation, y: F64, axis: int | None) -> F64:  # TODO: drop
-    """The bound for constants that were cast once."""
-    return rounding(operation, y, axis).once()

@@ -12,8 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bnfold.errors import InconclusiveError, UsageError
 from bnfold.verify.caught import what_was_caught
 from bnfold.verify.customops import require_known_operators
@@ -89,11 +87,8 @@ class Plan:
             raise UsageError(f"there is no tier '{tiers}'", todo="the tiers are A, B, C and D")
         if not providers:
             raise UsageError("no execution provider was named", todo="name one: providers=('cpu',)")
-        for name, limit in (("rtol", rtol), ("atol", atol)):
-            if limit is not None and not 0 <= limit < np.inf:
-                raise UsageError(f"{name} is {limit}", todo="give a number that is not negative")
         named = tuple(dict.fromkeys(full_name(provider) for provider in providers))
-        return cls(named, letters, Gates(rtol, atol), RunOptions(tf32=tf32))
+        return cls(named, letters, Gates.of(rtol, atol), RunOptions(tf32=tf32))
 
     @property
     def runs(self) -> bool:
@@ -243,21 +238,24 @@ class _Check:
         if lost:
             self.warnings.append(f"{lost} extreme samples overflow in the unfolded model: left out")
         oracle = [oracle[i] for i in kept]
+        feeds = [self.samples.feeds[i] for i in kept]
+        ends = [tier for run in runs for tier in self._end(only(run, kept), feeds, oracle)]
         deeper = inside(self.pair, self.samples, oracle, self.expected)
-        if deeper is not None:
-            yield from self._inside(deeper)
-            return
-        for run in (only(run, kept) for run in runs):
-            if run.error is not None:
-                yield from undecided(run.provider, self.plan.tiers, str(run.error))
-                continue
-            measured = measure_runs(run, oracle, self.pair.reference.unit)
-            certificate = certified(run, measured)
-            self.runs.extend(() if certificate is None else (certificate,))
-            tiers = list(judge_ends(run.provider, measured, self.plan.tiers, self.plan.gates))
-            if not self.sited and all(tier.verdict is Verdict.PASS for tier in tiers):
-                self._mutate(run, [self.samples.feeds[i] for i in kept], oracle)
-            yield from tiers
+        sound = all(run.error is None for run in runs) and not _any_fails(ends)
+        yield from self._inside(deeper) if deeper is not None and sound else ends
+
+    def _end(
+        self, run: Runs, feeds: Sequence[Feeds], oracle: Sequence[Outputs]
+    ) -> list[TierResult]:
+        if run.error is not None:
+            return list(undecided(run.provider, self.plan.tiers, str(run.error)))
+        measured = measure_runs(run, oracle, self.pair.reference.unit)
+        certificate = certified(run, measured)
+        self.runs.extend(() if certificate is None else (certificate,))
+        tiers = list(judge_ends(run.provider, measured, self.plan.tiers, self.plan.gates))
+        if not self.sited and all(tier.verdict is Verdict.PASS for tier in tiers):
+            self._mutate(run, feeds, oracle)
+        return tiers
 
     def _mutate(self, run: Runs, feeds: Sequence[Feeds], oracle: Sequence[Outputs]) -> None:
         """Without tier B, what would have been caught is seen by spoiling a weight."""
@@ -269,12 +267,13 @@ class _Check:
         """The outputs are the same for every sample: a tensor inside is judged in their place."""
         plan = replace(self.plan, tiers="".join(t for t in self.plan.tiers if t in "CD"))
         deeper = _Check(pair, plan, self.samples, None, self.progress)
+        deeper.sited = self.sited
         runs = [run_both(pair, provider, self.samples, plan.options, self.progress)
                 for provider in plan.providers]  # fmt: skip
         for tier in deeper._ends(runs):
             said = f"the outputs are the same for every sample; inside, {tier.message}"
             yield replace(tier, message=said)
-        self.runs.extend(deeper.runs)
+        self.mutations += deeper.mutations
 
     def reproduce(self, folder: Path, said: str) -> None:
         """Writes what failed to a folder."""
@@ -293,6 +292,10 @@ class _Check:
 
 def _dearest(plan: Plan) -> str:
     return "C" if "C" in plan.tiers else plan.tiers[-1]
+
+
+def _any_fails(tiers: Sequence[TierResult]) -> bool:
+    return any(tier.verdict is Verdict.FAIL for tier in tiers)
 
 
 def _wrong(tier: TierResult) -> Iterator[SiteResult]:

@@ -9,12 +9,12 @@ import os
 import platform
 import sys
 from collections.abc import Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, version
 
 import bnfold
 from bnfold.errors import BnfoldError, ProviderError
 from bnfold.verify.cuda_libraries import cuda_libraries
 from bnfold.verify.diagnosis import Diagnosis, Problem, Tried
+from bnfold.verify.environment import installed_version
 from bnfold.verify.machine import Gpu, cpu_name, memory, nvidia_devices, torch_found
 from bnfold.verify.providers import (
     CPU,
@@ -55,7 +55,7 @@ def diagnose() -> Diagnosis:
     return Diagnosis(
         bnfold.__version__, platform.python_version(), platform.platform(), cpu_name(), _cores(),
         memory(), flavours(), runtime, tried, devices, cuda_libraries(), torch_found(),
-        f"onnx {_version('onnx')}", oracle_error, _packages(), _environment(), problems,
+        f"onnx {installed_version('onnx')}", oracle_error, _packages(), _environment(), problems,
     )  # fmt: skip
 
 
@@ -163,19 +163,14 @@ def _oracle_error() -> str:
 
 
 def _packages() -> dict[str, str]:
-    return {name: _version(name) for name in ("onnx", "onnx-ir", "numpy", "ml_dtypes", *_TOOLS)}
+    return {
+        name: installed_version(name) for name in ("onnx", "onnx-ir", "numpy", "ml_dtypes", *_TOOLS)
+    }
 
 
 def _environment() -> dict[str, str]:
     names = (OVERRIDE, "CUDA_VISIBLE_DEVICES", "ORT_CUDA_UNAVAILABLE", "LD_LIBRARY_PATH")
     return {name: os.environ[name] for name in names if name in os.environ}
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return ""
 
 
 def _cores() -> int:

@@ -117,7 +117,7 @@ def undecided(provider: str, tiers: str, doubt: str) -> Iterator[TierResult]:
 
 
 def measure_runs(runs: Runs, oracle: Sequence[Outputs], unit: float) -> list[Measured]:
-    """The errors of every output, extreme samples that overflow left out."""
+    """The errors of every output, over all samples of the runs."""
     return [
         measure_output(
             name,
@@ -145,6 +145,8 @@ def judge_ends(
     decided += [(m, said) for m in measured if (said := judge_decisions(m)) is not None]
     if "D" in tiers and decided:
         yield _tier("D", provider, decided)
+    elif "D" in tiers and "C" not in tiers:
+        yield from undecided(provider, "D", "no decision of the unfolded model is clear")
 
 
 def _tier(tier: str, provider: str, judged: Sequence[tuple[Measured, OutputVerdict]]) -> TierResult:

@@ -13,12 +13,13 @@ _PACKAGES = ("bnfold", "onnx", "numpy", "torch")
 
 def environment() -> dict[str, str]:
     """Versions of what computes, and the machine."""
-    found = {name: version for name in _PACKAGES if (version := _version(name))}
+    found = {name: version for name in _PACKAGES if (version := installed_version(name))}
     machine = {"python": platform.python_version(), "platform": platform.platform()}
     return found | flavours() | machine | {"cpu": cpu_name()}
 
 
-def _version(package: str) -> str:
+def installed_version(package: str) -> str:
+    """The version of an installed package; empty where it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from bnfold.errors import UsageError
 from bnfold.verify.dtypes import FAMILIES, family, integer_bounds
 from bnfold.verify.input_files import TODO, read_sets
-from bnfold.verify.samples import GIVEN, Feeds, Samples
+from bnfold.verify.samples import GIVEN, Samples
 from bnfold.verify.sizes import is_open
-from bnfold.verify.subject import Size, TensorSpec
+from bnfold.verify.subject import Feeds, Size, TensorSpec
 
 
 def user_samples(specs: Sequence[TensorSpec], inputs: Any) -> Samples:

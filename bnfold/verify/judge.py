@@ -34,6 +34,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from bnfold.errors import UsageError
+
 F64 = NDArray[np.float64]
 
 MEAN_LIMIT = 2.0
@@ -76,6 +78,18 @@ class Gates:
 
     rtol: float | None = None
     atol: float | None = None
+
+    @classmethod
+    def of(cls, rtol: float | None, atol: float | None) -> Gates:
+        """The gates as callers give them.
+
+        Raises:
+            UsageError: A limit is negative or not a finite number.
+        """
+        for name, limit in (("rtol", rtol), ("atol", atol)):
+            if limit is not None and not 0 <= limit < math.inf:
+                raise UsageError(f"{name} is {limit}", todo="give a number that is not negative")
+        return cls(rtol, atol)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +201,9 @@ def judge_errors(measured: Measured, gates: Gates | None = None) -> OutputVerdic
     name, settled = measured.output, measured.settled
     if settled is not None:
         return OutputVerdict(name, settled.verdict, settled.message, constant=settled.constant)
+    if not (measured.e_unfold and np.isfinite(measured.e_unfold).all()):
+        met = f"output '{name}': the unfolded model's own error is not a number"
+        return OutputVerdict(name, Verdict.INCONCLUSIVE, met)
     figures = _figures(measured)
     said = (
         f"its error is {figures.e_fold:.2g} after folding and {figures.e_unfold:.2g} before "
@@ -237,7 +254,8 @@ def _usual(e_unfold: F64) -> float:
 
 
 def _too_large(figures: Figures) -> bool:
-    return figures.sure_ratio > MEAN_LIMIT or figures.worst_ratio > WORST_LIMIT
+    # A number that is none is no small one.
+    return not (figures.sure_ratio <= MEAN_LIMIT and figures.worst_ratio <= WORST_LIMIT)
 
 
 def _caught(e_fold: F64, e_unfold: F64, measured: Measured) -> float:

@@ -99,6 +99,7 @@ class Pairing:
         self._readers: dict[str, list[onnx.NodeProto]] = {}
         self._by_node = {node.name: node for node in reference.node if node.name}
         self._made = {name for node in reference.node for name in node.output if name}
+        self._outputs = {value.name for value in reference.output}
         for node in reference.node:
             for name in node.input:
                 self._readers.setdefault(name, []).append(node)
@@ -126,6 +127,8 @@ class Pairing:
             self._partner[name] = next(before, "")
             return []
         found: dict[str, None] = {}
+        if name in self._outputs:
+            return [Held(name)]  # whoever reads the model's outputs knows them by their names
         if name in self._made:
             found.update(dict.fromkeys(self._behind(name)))
         elif node.onnx_node.name in self._by_node:

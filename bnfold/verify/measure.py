@@ -58,7 +58,7 @@ def measure_output(
     if settled is not None:
         return Measured(name, dtype, unit, jitter, settled=settled)
     wide = [_finite_parts(*arrays) for arrays in zip(oracle, unfolded, folded, strict=True)]
-    size = max(float(np.linalg.norm(y)) for y, _, _ in wide)
+    size = max(float(np.abs(y).max(initial=0.0)) for y, _, _ in wide)
     if size == 0.0:
         # All zeros: a folded model that says anything else is wrong, one that agrees shows nothing.
         off = max(float(np.linalg.norm(f)) for _, _, f in wide)
@@ -172,8 +172,11 @@ def _finite_parts(y: NDArray[Any], u: NDArray[Any], f: NDArray[Any]) -> tuple[F6
 
 
 def _error(array: F64, oracle: F64, size: float) -> float:
-    """Relative to the oracle's norm, or to the largest of any sample where it is zero."""
-    return float(np.linalg.norm(array - oracle)) / (float(np.linalg.norm(oracle)) or size)
+    """Relative to the oracle's norm, or to its largest number of any sample where it is zero."""
+    # Scaled, or the squares of large numbers overflow.
+    peak = float(np.abs(oracle).max(initial=0.0)) or size
+    whole = float(np.linalg.norm(oracle / peak)) or size / peak
+    return float(np.linalg.norm((array - oracle) / peak)) / whole
 
 
 def is_constant(oracle: Sequence[F64], unit: float) -> bool:

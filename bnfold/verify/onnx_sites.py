@@ -28,6 +28,7 @@ from bnfold.verify.lockstep import Pairing, Tape, floats, operation, relative
 from bnfold.verify.models import LoadedModel
 from bnfold.verify.oracle import Oracle, label
 from bnfold.verify.result import SiteResult, TierResult
+from bnfold.verify.site_match import NEAR, Match, alike, distance, share_agreeing, told_apart
 from bnfold.verify.site_noise import Limit, Noise
 from bnfold.verify.subject import Feeds
 from bnfold.verify.suspects import MOST, Origins, Suspects
@@ -35,10 +36,6 @@ from bnfold.verify.twins import Twins
 
 # Beyond so many times its bound a tensor is off by more than its twins, too.
 SURE = 4.0
-# So near it is the same value in the same units.
-NEAR = 0.25
-# A channel this much smaller than the largest says nothing about the others.
-ALIVE = 2.0**-10
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,28 +85,6 @@ def judge_sites(
     return walk.result()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Match:
-    """A tensor of the reference, and how one of the candidate agrees with it.
-
-    ``agreeing`` is the share of channels that do; ``weighted`` says whether a weight is behind it.
-    """
-
-    held: Held
-    true: Any
-    site: SiteResult | None = None
-    agreeing: float = 1.0
-    weighted: bool = False
-
-    @property
-    def wrong(self) -> bool:
-        return self.site is not None and self.site.verdict is Verdict.FAIL
-
-    @property
-    def error(self) -> float:
-        return 0.0 if self.site is None else self.site.error
-
-
 class _Walk:
     def __init__(
         self, reference: Oracle, candidate: Oracle, pairing: Pairing, feeds: Feeds, unit: float,
@@ -127,12 +102,15 @@ class _Walk:
         self.makers: dict[str, tuple[str, str]] = {}
         self.uncovered = False  # whether a weight is behind a tensor that is not known by its name
         self.outputs: dict[str, Any] = {}
+        self.misfits: dict[str, str] = {}  # what is said of those that have no error
 
     def run(self) -> Iterator[int]:
         values: dict[str, Any] = {}
         for done, node in enumerate(self.candidate.walk(self.feeds, values)):
             if self.fixed.issuperset(node.input) and not node.need_context():
                 self.fixed.update(node.output)
+                for name in set(node.output).intersection(self.reference.outputs):
+                    self._frozen(node, name, values)
             else:
                 origins = self.suspects.inherited(node, values, self.fixed)
                 for name in filter(None, node.output):
@@ -142,6 +120,20 @@ class _Walk:
         self.tape.finish()
 
     # ---- one tensor ----
+
+    def _frozen(self, node: Any, name: str, values: dict[str, Any]) -> None:
+        """An output that is constant in the candidate: in the reference it may be none.
+
+        A tool that computed it beforehand did so in its type, with roundings that nobody counts.
+        """
+        true, value = self.tape.value(name), values[name]
+        if name in self.tape.constants or not isinstance(true, np.ndarray):
+            return
+        error = distance(value, true) if alike(true, value) else np.inf
+        if not error <= NEAR:
+            self.misfits[name] = f"is a constant, and off by {error:.2g} of its size"
+            found = self._wrong(node, values, true, Held(name), name, error)
+            self._doubted(node, name, values, {}, found)
 
     def _tensor(self, node: Any, name: str, values: dict[str, Any], origins: Origins) -> None:
         value = values.get(name)
@@ -165,24 +157,33 @@ class _Walk:
         self.pairing.paired(name, found.held.reference)
         if name in self.reference.outputs:
             self.outputs[name] = self.tape.value(name)
-        if found.site is not None:
-            self.sites.append(found.site)
-            self.uncovered |= found.weighted and found.site.caught is None
         if found.wrong and not self.planned:
-            named = found.weighted and self._covered(name, operation(node, values, self.fixed))
-            self.twins.keep(node, name, values)
-            self.suspects.disagrees(
-                name, origins, len(self.sites) - 1, agreeing=found.agreeing, error=found.error,
-                named=named,
-            )  # fmt: skip
+            self._doubted(node, name, values, origins, found)
         else:
             self._agreed(node, name, values, origins, found)
         for spent in self.pairing.settled(option.reference for option in options):
             self.tape.forget(spent)
 
-    def _agreed(
-        self, node: Any, name: str, values: dict[str, Any], origins: Origins, found: _Match
+    def _doubted(
+        self, node: Any, name: str, values: dict[str, Any], origins: Origins, found: Match
     ) -> None:
+        self._add(found)
+        named = found.weighted and self._covered(name, operation(node, values, self.fixed))
+        self.twins.keep(node, name, values)
+        self.suspects.disagrees(
+            name, origins, len(self.sites) - 1, agreeing=found.agreeing, error=found.error,
+            named=named,
+        )  # fmt: skip
+
+    def _add(self, found: Match) -> None:
+        if found.site is not None:
+            self.sites.append(found.site)
+            self.uncovered |= found.weighted and found.site.caught is None
+
+    def _agreed(
+        self, node: Any, name: str, values: dict[str, Any], origins: Origins, found: Match
+    ) -> None:
+        self._add(found)
         if found.site is not None and found.agreeing >= MOST:
             self.suspects.agrees(origins)
         value, true = values[name], found.true
@@ -194,16 +195,19 @@ class _Walk:
 
     def _match(
         self, node: Any, name: str, value: Any, options: list[Held], values: dict[str, Any]
-    ) -> _Match | None:
-        """The first that agrees, else the one that is nearest."""
-        best: _Match | None = None
+    ) -> Match | None:
+        """The first that agrees, else the one that is nearest; None where none can be compared."""
+        best: Match | None = None
         done = operation(node, values, self.fixed) if options else None
         for held in options:
             true = self.tape.value(held.reference)
-            if not _alike(true, value):
+            if not alike(true, value):
+                sure = self.planned or name in self.reference.outputs
+                if sure and isinstance(true, np.ndarray) and isinstance(value, np.ndarray):
+                    return self._wrong(node, values, true, held, name, np.inf)
                 continue
             if floats(true) is None or done is None:
-                return _Match(held, true)
+                return self._decided(node, values, true, held, name)
             match = self._site(node, values, true, held, done, name)
             if not match.wrong:
                 return match
@@ -211,17 +215,41 @@ class _Walk:
                 best = match
         return best
 
+    def _decided(
+        self, node: Any, values: dict[str, Any], true: Any, held: Held, name: str
+    ) -> Match:
+        """What is no float has no units: an output is what it should be, if what it reads is."""
+        right = name not in self.reference.outputs or np.array_equal(values[name], true)
+        if right or not self.noise.exact(node, operation(node, values, self.fixed)):
+            return Match(held, true)
+        return self._wrong(node, values, true, held, name, np.inf)
+
+    def _wrong(
+        self, node: Any, values: dict[str, Any], true: Any, held: Held, name: str, error: float
+    ) -> Match:
+        """What is off by more than any rounding, or of another shape or type."""
+        value = values[name]
+        if value.shape != true.shape:
+            self.misfits[name] = f"has shape {list(value.shape)}, not {list(true.shape)}"
+        elif value.dtype.kind != true.dtype.kind:
+            self.misfits[name] = f"is {value.dtype}, not {true.dtype}"
+        elif floats(true) is None:
+            self.misfits[name] = "is not the reference's"
+        maker = self._maker(node, operation(node, values, self.fixed))
+        site = SiteResult(*maker, name, held.reference, Verdict.FAIL, error, 0.0, np.inf)
+        return Match(held, value, site, agreeing=0.0)
+
     def _site(
         self, node: Any, values: dict[str, Any], true: F64, held: Held, done: Operation, name: str
-    ) -> _Match:
+    ) -> Match:
         value: F64 = values[name]
         blur, true = held.blur(true), held.stored(true)
         followed = self.twins.reach(node)
         if not followed and self.noise.exact(node, done) and np.array_equal(value, true):
             site = SiteResult(*self._maker(node, done), name, held.reference, Verdict.PASS,
                               error=0.0, bound=0.0, ratio=0.0)  # fmt: skip
-            return _Match(held, true, site, float(value.any()))
-        told, clean, apart = _told(value, true)
+            return Match(held, true, site, float(value.any()))
+        told, clean, apart = told_apart(value, true)
         lost = not bool(np.isfinite(apart).all())
         apart = np.nan_to_num(apart, nan=0.0, posinf=0.0, neginf=0.0) if lost else apart
         axis = channel_axis(done.op_type, value.ndim)
@@ -246,7 +274,7 @@ class _Walk:
             channel=None if axis is None or limit.whole else worst,
             caught=self._caught(far, limit) if covered else None,
         )  # fmt: skip
-        return _Match(held, true, site, _agreeing(ratios, limit.of(sizes)), limit.weighted)
+        return Match(held, true, site, share_agreeing(ratios, limit.of(sizes)), limit.weighted)
 
     def _covered(self, name: str, done: Operation) -> bool:
         """Whether a small fault of the constants of what makes ``name`` is sure to be flagged."""
@@ -296,37 +324,18 @@ class _Walk:
         if not sites:
             return TierResult("B", "", Verdict.INCONCLUSIVE, "no tensor could be paired")
         if bad:
-            return TierResult("B", "", Verdict.FAIL, _said(bad), sites=sites, caught=caught)
-        said = f"{len(sites)} tensors are what they should be, {len(weighted)} behind a weight"
+            return TierResult("B", "", Verdict.FAIL, self._said(bad), sites=sites, caught=caught)
+        said = f"{len(sites)} tensors agree with the reference, "
+        said += f"{len(weighted)} of them made by a weight"
         return TierResult("B", "", Verdict.PASS, said, sites=sites, caught=caught)
 
-
-def _said(bad: list[SiteResult]) -> str:
-    first = bad[0]
-    where = "" if first.channel is None else f", most on channel {first.channel}"
-    more = f", and {len(bad) - 1} more" if len(bad) > 1 else ""
-    return (
-        f"{first.op_type} '{first.site}' is wrong: '{first.tensor}' is off by {first.error:.2g} of "
-        f"its size, {first.ratio:.3g} times what rounding explains{where}{more}"
-    )
-
-
-def _alike(true: Any, value: Any) -> bool:
-    if not isinstance(true, np.ndarray) or not isinstance(value, np.ndarray):
-        return False
-    return bool(true.shape == value.shape and true.dtype.kind == value.dtype.kind)
-
-
-def _agreeing(ratios: F64, sizes: F64) -> float:
-    """The share of channels that agree, of those that are not next to nothing."""
-    alive = sizes > ALIVE * sizes.max(initial=0.0)
-    return float((ratios[alive] <= 1.0).mean()) if alive.any() else 0.0
-
-
-def _told(value: F64, true: F64) -> tuple[F64, F64, F64]:
-    """The candidate's, the reference's, zero where that is not known, and their difference."""
-    told = np.isfinite(true)
-    if told.all():
-        return value, true, value - true
-    value, clean = np.where(told, value, 0.0), np.where(told, true, 0.0)
-    return value, clean, value - clean
+    def _said(self, bad: list[SiteResult]) -> str:
+        first = bad[0]
+        where = "" if first.channel is None else f", most on channel {first.channel}"
+        off = (
+            f"is off by {first.error:.2g} of its size, {first.ratio:.3g} times what rounding "
+            f"explains{where}"
+        )
+        more = f", and {len(bad) - 1} more" if len(bad) > 1 else ""
+        said = self.misfits.get(first.tensor, off)
+        return f"{first.op_type} '{first.site}' is wrong: '{first.tensor}' {said}{more}"

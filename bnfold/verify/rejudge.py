@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from bnfold.errors import UsageError
 from bnfold.verify.caught import what_was_caught
 from bnfold.verify.ends import judge_ends
 from bnfold.verify.judge import Gates, Measured
@@ -26,10 +24,8 @@ def rejudge(
     Raises:
         UsageError: A limit is negative or not a number.
     """
-    for name, limit in (("rtol", rtol), ("atol", atol)):
-        if limit is not None and not 0 <= limit < math.inf:
-            raise UsageError(f"{name} is {limit}", todo="give a number that is not negative")
-    return gated(result, result.gates if rtol is None and atol is None else Gates(rtol, atol))
+    gates = Gates.of(rtol, atol)
+    return gated(result, result.gates if gates == Gates() else gates)
 
 
 def gated(result: CheckResult, gates: Gates) -> CheckResult:

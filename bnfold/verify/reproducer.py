@@ -13,8 +13,7 @@ import onnx
 from bnfold.errors import WriteError
 from bnfold.verify.models import TWO_GIGABYTES, nbytes
 from bnfold.verify.providers import CPU, NVIDIA, options_for
-from bnfold.verify.samples import Feeds
-from bnfold.verify.subject import RunOptions
+from bnfold.verify.subject import Feeds, RunOptions
 
 WIDTH = 96
 _AS_EVER = RunOptions()

@@ -40,10 +40,10 @@ class SiteResult:
         tensor: The candidate's tensor that was compared.
         reference: The reference's tensor that it should hold.
         verdict: Whether the difference is no larger than what rounding the weights explains.
-        error: RMS of the difference over the RMS of the reference's tensor.
+        error: Norm of the difference over the norm of the reference's tensor.
         bound: The same of what rounding explains.
-        ratio: The largest difference of any element over what rounding explains there.
-        channel: The channel where that is; None where the tensor has no channel axis.
+        ratio: The largest difference of any channel over what rounding explains there.
+        channel: The channel where that is; None where the bound is on all channels together.
         caught: The smallest power of two that would have been flagged, had the whole weight of the
             site a factor of ``1 + caught``; None without a weight, or where that is not sure.
     """
@@ -140,7 +140,8 @@ class InputUse:
         name: The input's name.
         dtype: Its numpy type.
         shapes: The distinct shapes that were fed.
-        kind: How they were made: ``given``, ``normal``, ``running statistics``, ``integers``.
+        kind: How they were made: ``given``, ``normal``, ``running statistics``, ``integers``,
+            ``bits``, ``boxes``.
     """
 
     name: str

@@ -9,8 +9,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from bnfold.verify.result import InputUse
-
-Feeds = Mapping[str, NDArray[Any]]
+from bnfold.verify.subject import Feeds
 
 SAMPLES = 8
 GIVEN = "given"

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from bnfold.errors import UsageError
 from bnfold.verify.dtypes import Dtype, family, integer_bounds, largest
-from bnfold.verify.samples import SAMPLES, Feeds, Samples
+from bnfold.verify.samples import SAMPLES, Samples
 from bnfold.verify.sizes import Pair, sized
 from bnfold.verify.statistics import InputStatistics
-from bnfold.verify.subject import TensorSpec
+from bnfold.verify.subject import Feeds, TensorSpec
 
 F64 = NDArray[np.float64]
 

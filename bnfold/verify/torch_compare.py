@@ -9,10 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bnfold.verify.bounds import F64, LINEAR, Operation, channel_axis, rounding_norms
+from bnfold.verify.bounds import (
+    F64,
+    LINEAR,
+    ROUNDINGS,
+    Operation,
+    channel_axis,
+    fitting,
+    rounding,
+)
 from bnfold.verify.judge import Verdict
 from bnfold.verify.result import SiteResult
-from bnfold.verify.torch_operations import Fixed, operation
+from bnfold.verify.torch_operations import HUGE, Fixed, operation
 from bnfold.verify.torch_steps import Step, Value
 
 Compare = Callable[[Value], SiteResult]
@@ -24,10 +32,6 @@ LIMIT = 8.0
 # So many times its bound a value is off for another reason than rounding; and so near it is still
 # the same value.
 SURE, NEAR = 4.0, 0.5
-# Beyond this, numbers stand for infinity.
-HUGE = 1e150
-# A channel this much smaller than the largest does nothing that could be seen.
-ALIVE = 2.0**-10
 
 
 def by_rounding(step: Step, made: Tensor, unit: float, steps: float, fixed: Fixed) -> Compare:
@@ -42,16 +46,21 @@ def by_rounding(step: Step, made: Tensor, unit: float, steps: float, fixed: Fixe
     """
     what = operation(step.op, step.given, fixed)
     axis = channel_axis(what.op_type, made.dim())
-    size = _norms(made, axis)
-    own = rounding_norms(what, made.numpy(), axis) if unit else np.zeros(1)
+    size, own = _norms(made, axis), np.zeros(1)
+    if unit:
+        own = fitting(rounding(what, _plain(made).numpy(), axis, once=True).once(), size.size)
     total = float(np.linalg.norm(size)) or 1.0
     slack = SLACK * (size + own + total / math.sqrt(size.size))
     count = math.sqrt(made.numel() / size.size)
+    linear = _without_bias(what, made, axis) if unit and what.op_type in LINEAR else None
+
+    def bound_of(roundings: float, value: Value) -> F64:
+        # One rounding is of the result alone; more are of all that it was computed from.
+        added = _fitting(value.offsets, size) * count if roundings > 1 else 0.0
+        return np.broadcast_to(roundings * unit * (own + added) + slack, size.shape)
 
     def compare(value: Value) -> SiteResult:
-        # One rounding is of the result alone; more are of all that it was computed from.
-        added = _fitting(value.offsets, size) * count if steps > 1 else 0.0
-        bound = np.broadcast_to(steps * unit * (own + added) + slack, size.shape)
+        bound = bound_of(steps, value)
         apart = _norms(_difference(made, value.value), axis)
         ratios = _ratios(apart, bound)
         channel = int(ratios.argmax())
@@ -59,7 +68,8 @@ def by_rounding(step: Step, made: Tensor, unit: float, steps: float, fixed: Fixe
             step.name, step.op, step.name, value.name, Verdict.PASS,
             float(np.linalg.norm(apart)) / total, float(np.linalg.norm(bound)) / total,
             float(ratios[channel]), channel if size.size > 1 else None,
-            _caught(what, made, axis, SURE * bound + apart) if unit else None,
+            # Who spoils what bnfold made has something of unknown origin.
+            None if linear is None else _caught(linear, bound_of(ROUNDINGS, value), apart),
         )  # fmt: skip
 
     return compare
@@ -101,21 +111,26 @@ def distance(one: Tensor, other: Tensor) -> float:
 
 def _difference(one: Tensor, other: Tensor) -> Tensor:
     apart = one - other
-    if math.isfinite(float(apart.sum())):
+    if not apart.numel() or float(apart.abs().max()) < HUGE:
         return apart
     same = (one == other) | (one.isnan() & other.isnan())
-    # Norms leave out what is huge: it is what masks put in place of infinity.
-    return torch.where(same, 0.0, torch.where(apart.isfinite(), apart, 0.99 * HUGE))
+    # Norms leave out what is huge.
+    return torch.where(same, 0.0, torch.where(apart.abs() < HUGE, apart, HUGE / 2))
 
 
 def _norms(value: Tensor, axis: int | None) -> F64:
     """The Euclidean norm of each channel, without what is put in place of infinities."""
     others = [i for i in range(value.dim()) if i != axis]
+    value = _plain(value)
     found = torch.linalg.vector_norm(value, dim=others) if others else value.abs()
-    if not bool(found.isfinite().all()):
-        plain = torch.where(value.abs() < HUGE, value, 0.0)
-        found = torch.linalg.vector_norm(plain, dim=others) if others else plain.abs()
     return np.atleast_1d(found.numpy())
+
+
+def _plain(value: Tensor) -> Tensor:
+    """Without what is put in place of infinities."""
+    if not value.numel() or float(value.abs().max()) < HUGE:
+        return value
+    return torch.where(value.abs() < HUGE, value, 0.0)
 
 
 def _ratios(apart: F64, bound: F64) -> F64:
@@ -129,16 +144,23 @@ def _fitting(offsets: F64, size: F64) -> F64:
     return offsets if offsets.size in (1, size.size) else np.full(1, offsets.max())
 
 
-def _caught(what: Operation, made: Tensor, axis: int | None, needed: F64) -> float | None:
-    """The smallest power of two that, as an error of a channel's scale, is more than ``needed``."""
-    if what.op_type not in LINEAR:
-        return None
+def _without_bias(what: Operation, made: Tensor, axis: int | None) -> F64:
+    """The norm of each channel of what the weight alone makes."""
     bias = what.inputs[2] if len(what.inputs) > 2 else None
     after = (1,) * (made.dim() - 1 - (axis or 0))
-    scaled = made if bias is None else made - torch.from_numpy(bias.reshape(-1, *after))
-    sizes = _norms(scaled, axis)
-    alive = sizes > ALIVE * sizes.max()
-    if not alive.any():
-        return None
-    worst = float((needed[alive] / sizes[alive]).max())
-    return 2.0 ** math.ceil(math.log2(worst)) if worst > 0 else 0.0
+    return _norms(made if bias is None else made - torch.from_numpy(bias.reshape(-1, *after)), axis)
+
+
+def _caught(linear: F64, bound: F64, apart: F64) -> float | None:
+    """The smallest power of two that is flagged, had the whole weight a factor of 1 more than it.
+
+    Args:
+        linear: The norm of each channel of what the weight makes.
+        bound: How far off each may be by rounding.
+        apart: How far off each is.
+    """
+    # The spoilt weight is rounded itself, and its bound is by a part larger.
+    needed = (SURE + 2) * bound + apart
+    least = float((needed / np.maximum(linear, 1e-300)).min())
+    found = 2.0 ** math.ceil(math.log2(least)) if least > 0 else 0.0
+    return found if 0 < found < NEAR else None

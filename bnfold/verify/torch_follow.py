@@ -20,7 +20,7 @@ from bnfold.verify.torch_steps import Arguments, Step, Value, Walk, first_float,
 from bnfold.verify.torch_tape import Tape
 
 # Twins of a value, and by how many roundings their constants are off.
-DRAWS, ROUNDINGS = 2, 2.0
+DRAWS, SHAKEN = 2, 2.0
 # How many values of the reference are held against one of the candidate's.
 CHOICES = 3
 
@@ -78,7 +78,9 @@ class Follower(Walk):  # type: ignore[no-untyped-call]
         self._tape, self._rounding = tape, rounding
         self._doubts: Any = WeakTensorKeyDictionary()
         self._made_by: Any = WeakTensorKeyDictionary()
+        self._unrounded: Any = WeakTensorKeyDictionary()
         self._again: list[Any] = []
+        self._spare: list[Any] = []
         self._generator = torch.Generator().manual_seed(0)
         self.sites: dict[str, SiteResult] = {}
         self.lost: dict[str, SiteResult] = {}
@@ -100,25 +102,28 @@ class Follower(Walk):  # type: ignore[no-untyped-call]
         known = [self._doubts.get(v) for v in _tensors(call)]
         follows = any(doubt is not None and doubt.twins for doubt in known)
         self._again = self._computed_again(step, call) if follows else []
+        spoils = step.varies and step.func._schema.is_mutable and self._changes(step)
+        self._spare = self._computed_again(step, call) if spoils and not follows else []
 
     def took(self, step: Step, call: Arguments, result: Any) -> None:
         """Holds the result against the reference's values."""
         if not step.varies:
+            self._derived(step, call, result)
             return
         site, origins = self._site(step, call), self._origins(step, call)
         for value in _tensors(result):
             self._made_by[value] = site
         made = first_float(result)
-        if self._changes(step) and not self._again and self._tape is None:
-            self._again = self._computed_again(step, call)
         agreed = False
         if made is not None and step.computes and self._tape is not None:
             agreed = self._agrees(step, made)
             if not agreed and not origins:
                 origins = (site,)
-            if not agreed and self._changes(step) and not self._again:
-                self._again = self._computed_again(step, call)
+        if not agreed and self._changes(step) and not self._again:
+            judged = self._tape is None or (made is not None and step.computes)
+            self._again = (self._spare or self._computed_again(step, call)) if judged else []
         self._note(result, made if agreed else None, origins)
+        self._note_bases(step)
 
     def _site(self, step: Step, call: Arguments) -> str:
         if step.constants:
@@ -144,18 +149,41 @@ class Follower(Walk):  # type: ignore[no-untyped-call]
                 self._doubts[value] = Doubt(origins, twins[i] if twins else ())
         self._again = []
 
+    def _note_bases(self, step: Step) -> None:
+        """What is written to through a view has other twins there."""
+        for view in written(step.func, step.given):
+            base, part = view._base, self.doubt(view) or Doubt(())
+            known = (self.doubt(base) if base is not None else None) or Doubt(())
+            if base is None or not (part.origins or known.origins):
+                continue
+            twins: tuple[Tensor, ...] = ()
+            if known.twins or part.twins:
+                wholes, parts = known.twins or (base,) * DRAWS, part.twins or (view,) * DRAWS
+                twins = tuple(map(_pasted, wholes, parts, (view,) * DRAWS))
+            self._doubts[base] = Doubt(tuple(dict.fromkeys(known.origins + part.origins)), twins)
+
     # ---- twins ----
 
     def _changes(self, step: Step) -> bool:
         return any(self._changed(value) for value in step.constants.values())
 
     def _changed(self, value: Tensor) -> bool:
-        return self._rounding.changed(self.holder(value))
+        return value not in self._unrounded and self._rounding.changed(self.holder(value))
+
+    def _derived(self, step: Step, call: Arguments, result: Any) -> None:
+        """What is computed from no changed constant is in the reference just so."""
+        targets = written(step.func, step.given)
+        if not any(self._changed(v) for v in _tensors(call) if v.is_floating_point()):
+            for value in _tensors(result):
+                self._unrounded[value] = True
+            return
+        for value in [*targets, *(v._base for v in targets if v._base is not None)]:
+            self._unrounded.pop(value, None)
 
     def _computed_again(self, step: Step, call: Arguments) -> list[Any]:
         """What an operator makes of other roundings of its constants, and of twins."""
         results = []
-        targets = {id(v) for v in written(step.func, step.given)} if step.varies else set()
+        targets = {id(v) for v in written(step.func, step.given)}
         for draw in range(DRAWS):
             known: dict[int, Tensor] = {}
 
@@ -179,7 +207,7 @@ class Follower(Walk):  # type: ignore[no-untyped-call]
         return value.clone() if is_written else value
 
     def _shaken(self, value: Tensor) -> Tensor:
-        size = ROUNDINGS * math.sqrt(self._rounding.steps) * self._rounding.unit(self.holder(value))
+        size = SHAKEN * math.sqrt(self._rounding.steps) * self._rounding.unit(self.holder(value))
         drawn = torch.rand(value.shape, generator=self._generator, dtype=value.dtype)
         return value * (1 + size * (2 * drawn - 1))
 
@@ -230,6 +258,16 @@ class Follower(Walk):  # type: ignore[no-untyped-call]
         """Of the coarsest constant that changed; 0 where none did."""
         held = [self.holder(v) for v in step.constants.values() if self._changed(v)]
         return max(map(self._rounding.unit, held), default=0.0)
+
+
+def _pasted(whole: Tensor, part: Tensor, view: Tensor) -> Tensor:
+    """A copy of ``whole`` with ``part`` where ``view`` lies in its base."""
+    base = view._base
+    assert base is not None
+    copied = torch.empty_strided(base.shape, base.stride(), dtype=base.dtype).copy_(whole)
+    start = view.storage_offset() - base.storage_offset()
+    copied.as_strided(view.shape, view.stride(), start).copy_(part)
+    return copied
 
 
 def _tensors(tree: Any) -> list[Tensor]:

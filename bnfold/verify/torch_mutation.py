@@ -7,9 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
+from bnfold.errors import UsageError
 from bnfold.verify.subject import Subject
+from bnfold.verify.torch_copies import words
 from bnfold.verify.torch_subject import TorchSubject, torch_subject
+from bnfold.verify.torch_weights_expected import named_tensors
 
 
 def mutable(candidate: Subject) -> tuple[str, Callable[[float], Subject]] | None:
@@ -18,16 +22,21 @@ def mutable(candidate: Subject) -> tuple[str, Callable[[float], Subject]] | None
     None for a model without a weight of two axes or more.
     """
     assert isinstance(candidate, TorchSubject)
-    weights = [name for name, value in candidate.model.state_dict().items()
-               if value.ndim > 1 and value.is_floating_point()]  # fmt: skip
+    held = [(name, value) for name, value in named_tensors(candidate.model)
+            if value.ndim > 1 and value.is_floating_point()]  # fmt: skip
+    learnt = [name for name, value in held if isinstance(value, nn.Parameter)]
+    weights = learnt or [name for name, _ in held]
     if not weights:
         return None
     name = weights[len(weights) // 2]
 
     def mutated(factor: float) -> Subject:
-        model: Any = copy.deepcopy(candidate.model)
+        try:
+            model: Any = copy.deepcopy(candidate.model)
+        except Exception as error:  # whatever its tensors and attributes raise
+            raise UsageError(f"a copy can't be made: {words(error)}", file=candidate.name) from error
         with torch.no_grad():
-            model.state_dict()[name].mul_(factor)
+            dict(named_tensors(model))[name].mul_(factor)
         return torch_subject(model, candidate.name, example_inputs=candidate.example_inputs,
                              example_kwargs=candidate.example_kwargs)  # fmt: skip
 

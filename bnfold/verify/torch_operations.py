@@ -15,6 +15,14 @@ from bnfold.verify.bounds import LINEAR, Operation
 Given = Mapping[str, Any]
 Fixed = Callable[[Any], bool]
 
+# Beyond this, numbers stand for infinity: what masks put there.
+HUGE = 2.0**100
+# Below the smallest normal number rounding is as coarse as there.
+TINY = 2.0**-126
+
+_CONVOLUTIONS = ("convolution", "_convolution", "convolution_overrideable")
+# Operators with a weight.
+WEIGHTED = frozenset({*_CONVOLUTIONS, "addmm", "mm", "bmm", "linear"})
 _NORMS = ("native_batch_norm", "_native_batch_norm_legit_no_training", "_batch_norm_no_update",
           "batch_norm", "cudnn_batch_norm", "miopen_batch_norm")  # fmt: skip
 
@@ -49,7 +57,7 @@ def operation(name: str, given: Given, fixed: Fixed) -> Operation:
 
 def _described(name: str, given: Given) -> tuple[str, list[Any], dict[str, Any]]:
     """The kind of operator, its inputs and its attributes."""
-    if name in ("convolution", "_convolution", "convolution_overrideable"):
+    if name in _CONVOLUTIONS:
         kind = "ConvTranspose" if given.get("transposed") else "Conv"
         inputs = [given["input"], given["weight"], given.get("bias")]
         return kind, inputs, {"group": given.get("groups", 1)}
@@ -66,7 +74,18 @@ def _described(name: str, given: Given) -> tuple[str, list[Any], dict[str, Any]]
         held = ("input", "weight", "bias", "running_mean", "running_var")
         epsilon = given.get("eps", given.get("epsilon", 1e-5))
         return "BatchNormalization", _filled([given.get(key) for key in held]), {"epsilon": epsilon}
-    return name, _aligned([value for value in given.values() if isinstance(value, Tensor)]), {}
+    return name, _aligned([*tensors(given).values()]), {}
+
+
+def tensors(given: Given) -> dict[str, Tensor]:
+    """The tensors among the arguments, and in lists among them, by name."""
+    found: dict[str, Tensor] = {}
+    for name, value in given.items():
+        entries = {name: value}
+        if isinstance(value, list | tuple):
+            entries = {f"{name}[{i}]": entry for i, entry in enumerate(value)}
+        found |= {n: v for n, v in entries.items() if isinstance(v, Tensor)}
+    return found
 
 
 def _aligned(values: list[Tensor]) -> list[Any]:
@@ -90,10 +109,12 @@ def _array(value: Any, constant: bool) -> NDArray[Any] | None:
     if not isinstance(value, Tensor):
         return None
     array: NDArray[Any] = value.detach().resolve_conj().numpy()
-    # Below the smallest normal number rounding is as coarse as there.
-    return _at_least_normal(array) if constant and array.dtype == np.float64 else array
+    return _rounded_part(array) if constant and array.dtype == np.float64 else array
 
 
-def _at_least_normal(array: NDArray[Any]) -> NDArray[Any]:
-    tiny = np.abs(array) < 2.0**-126
-    return np.where(tiny, np.copysign(2.0**-126, array), array) if tiny.any() else array
+def _rounded_part(array: NDArray[Any]) -> NDArray[Any]:
+    """The numbers by whose size rounding goes."""
+    tiny = np.abs(array) < TINY
+    array = np.where(tiny, np.copysign(TINY, array), array) if tiny.any() else array
+    plain = np.abs(array) < HUGE
+    return array if plain.all() else np.where(plain, array, 0.0)

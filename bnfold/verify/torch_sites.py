@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from bnfold.errors import InconclusiveError
+from bnfold.verify.bounds import ROUNDINGS
 from bnfold.verify.judge import Verdict
 from bnfold.verify.result import SiteResult, TierResult
 from bnfold.verify.subject import Feeds
@@ -32,12 +33,13 @@ from bnfold.verify.torch_calling import results_in
 from bnfold.verify.torch_compare import NEAR, SURE, distance, drift_of
 from bnfold.verify.torch_copies import Replica
 from bnfold.verify.torch_follow import Doubt, Follower, Rounding
+from bnfold.verify.torch_operations import WEIGHTED
 from bnfold.verify.torch_steps import Walk
 from bnfold.verify.torch_subject import TorchSubject, rounding_unit
 from bnfold.verify.torch_tape import Tape
 from bnfold.verify.torch_weights_expected import equal, state_of
 
-ROUNDED_ONCE, ROUNDED = 1.0, 4.0
+ROUNDED_ONCE = 1.0
 # Of narrower types a unit of a channel may pass for a rounding, and be put right where it is not.
 NARROW = 2.0**-20
 # An output that depends on no input may be rounded, too.
@@ -77,7 +79,7 @@ def torch_sites(
     if not feeds:
         return _inconclusive("there are no samples")
     try:
-        rounding = _rounding(reference, candidate, ROUNDED_ONCE if ours else ROUNDED)
+        rounding = _rounding(reference, candidate, ROUNDED_ONCE if ours else ROUNDINGS)
         pair = _Pair(reference, candidate, rounding)
         return _merged([pair.run(feed) for feed in feeds])
     except InconclusiveError as error:
@@ -127,9 +129,11 @@ class _Pair:
                 fault = None
         if fault is None and not is_narrow:
             fault = self._single_fault(feed, tape, follower)
-        if fault is None:
-            return _Found(follower.sites, follower.lost)
-        return _Found(follower.sites, follower.lost, *fault)
+        sites = follower.sites
+        if is_narrow or follower.lost:
+            # What is a little off might pass for rounding there, or for other units.
+            sites = {name: replace(site, caught=None) for name, site in sites.items()}
+        return _Found(sites, follower.lost, *(fault or ()))
 
     def _single_fault(self, feed: Feeds, tape: Tape, follower: Follower) -> tuple[str, str] | None:
         """The one site that is wrong though the outputs do not show it; None if there is none.
@@ -156,14 +160,17 @@ class _Pair:
     def _followed(
         self, feed: Feeds, tape: Tape | None, *, trusting: bool = False
     ) -> tuple[Follower, list[Any]]:
-        renamed = {
-            mine.name: feed[theirs.name] if theirs.name in feed else feed[mine.name]
-            for mine, theirs in zip(self._candidate.inputs, self._reference.inputs, strict=True)
-        }
-        args, kwargs = self._candidate.wide_arguments(renamed)
+        args, kwargs = self._candidate.wide_arguments(self._renamed(feed))
         inputs = tree_leaves((args, kwargs))
         follower = Follower(self._after.module, inputs, tape, self._rounding, trusting=trusting)
         return follower, _ran(follower, self._after, args, kwargs)
+
+    def _renamed(self, feed: Feeds) -> Feeds:
+        """By the candidate's names: the same ones, or in order."""
+        before, after = ([s.name for s in m.inputs] for m in (self._reference, self._candidate))
+        if set(before) == set(after):
+            return feed
+        return {mine: feed[theirs] for mine, theirs in zip(after, before, strict=True)}
 
 
 def _ran(walk: Walk, replica: Replica, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
@@ -214,9 +221,11 @@ def _merged(found: Sequence[_Found]) -> TorchSites:
     results = tuple(sites.values())
     if not results and not lost:
         return _inconclusive("no weight of the candidate differs from the reference's")
-    caught = max((r.caught for r in results if r.caught is not None), default=None)
+    uncovered = any(r.caught is None and r.op_type in WEIGHTED for r in results)
+    known = [r.caught for r in results if r.caught is not None]
+    caught = None if uncovered else max(known, default=None)
     unpaired = tuple(name for name in lost if name not in sites)
-    said = f"{len(results)} sites agree with the reference, as far as rounding explains"
+    said = f"{len(results)} sites agree with the reference"
     if unpaired:
         said += f"; {len(unpaired)} hold values in other units, and the outputs agree"
     return TorchSites(

@@ -18,7 +18,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from bnfold.torch_guard import join, names_of, storage_of
 from bnfold.verify.bounds import F64
 from bnfold.verify.torch_lift import Lift, widened
-from bnfold.verify.torch_operations import arguments, operator_name
+from bnfold.verify.torch_operations import arguments, operator_name, tensors
 
 # Positional ones and those by name.
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -101,6 +101,8 @@ class Walk(Lift):  # type: ignore[no-untyped-call]
         if step.varies and func._schema.is_mutable:
             for value in written(func, step.given):
                 self._varying[value] = True
+                if value._base is not None:  # written to through a view
+                    self._varying[value._base] = True
         self.took(step, (args, kwargs), result)
         return result
 
@@ -140,9 +142,9 @@ class Walk(Lift):  # type: ignore[no-untyped-call]
 
     def _step(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step:
         given = arguments(func, args, kwargs)
-        tensors = {k: v for k, v in given.items() if isinstance(v, Tensor)}
         every = [v for v in tree_leaves((args, kwargs)) if isinstance(v, Tensor)]
-        fixed = {k: v for k, v in tensors.items() if v.is_floating_point() and not self.varies(v)}
+        held = tensors(given).items()
+        fixed = {k: v for k, v in held if v.is_floating_point() and not self.varies(v)}
         varies = any(self.varies(value) for value in every)
         op = operator_name(func)
         return Step(func, self._name(op, fixed) if varies else "", op, given, fixed, varies)

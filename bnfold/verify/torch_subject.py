@@ -9,10 +9,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from bnfold.errors import UsageError
+from bnfold.torch_api import KINDS
 from bnfold.torch_guard import tensors_of
 from bnfold.verify.subject import Feeds, Outputs, RunOptions, TensorSpec
 from bnfold.verify.torch_calling import (
@@ -28,7 +29,6 @@ from bnfold.verify.torch_lift import Lift, lifted, widened
 from bnfold.verify.torch_runner import TorchRunner
 from bnfold.verify.torch_training import require_evaluation
 
-KINDS = (nn.Module, ExportedProgram)
 _CPU = torch.device("cpu")
 
 

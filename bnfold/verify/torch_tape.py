@@ -13,6 +13,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from bnfold.torch_guard import storage_of
 from bnfold.verify.bounds import F64
+from bnfold.verify.torch_operations import HUGE
 from bnfold.verify.torch_steps import MOVES, Arguments, Step, Value, Walk, first_float, written
 
 # Tensors of the reference kept at a time; what comes later is not compared.
@@ -86,7 +87,7 @@ def sampled(value: Tensor) -> Tensor:
     """Some numbers of a tensor, the same places for every tensor of its shape."""
     places = torch.linspace(0, value.numel() - 1, min(_SAMPLES, value.numel())).round().long()
     found = torch.take(value, places)
-    return torch.where(found.abs() < 1e150, found, torch.zeros(()))
+    return torch.where(found.abs() < HUGE, found, 0.0)
 
 
 def offsets_of(step: Step, before: F64) -> F64:

@@ -32,12 +32,11 @@ class Twins:
     Args:
         unit: Half an ulp, relative, of the type that weights are stored in.
         fixed: The candidate's constants, by name.
-        seed: Of the roundings.
     """
 
-    def __init__(self, unit: float, fixed: set[str], seed: int = 0) -> None:
+    def __init__(self, unit: float, fixed: set[str]) -> None:
         self._unit, self._fixed = unit, fixed
-        self._rngs = [np.random.default_rng([seed, draw]) for draw in range(DRAWS)]
+        self._rngs = [np.random.default_rng([0, draw]) for draw in range(DRAWS)]
         self._values: dict[str, list[Any]] = {}
 
     def reach(self, node: Any) -> bool:
@@ -77,7 +76,7 @@ class Twins:
         inner = dict(values)
         inner |= {name: twins[draw] for name, twins in self._values.items() if name in values}
         if node.onnx_node.op_type not in SIZES:
-            inner |= {name: self._shaken(rng, inner[name], EACH) for name in node.input
+            inner |= {name: self._shaken(rng, inner[name]) for name in node.input
                       if name in self._fixed and name in inner}  # fmt: skip
         outputs = compute(node, inner)
         rounded = any(a.type == a.FLOAT for a in node.onnx_node.attribute) or any(
@@ -90,11 +89,11 @@ class Twins:
             if name
         }
 
-    def _shaken(self, rng: np.random.Generator, value: Any, roundings: float) -> Any:
-        if floats(lift(value)) is None:
-            return value
+    def _shaken(self, rng: np.random.Generator, value: Any) -> Any:
         wide = lift(value)
-        return wide * (1 + roundings * self._unit * rng.uniform(-1, 1, wide.shape))
+        if floats(wide) is None:
+            return value
+        return wide * (1 + EACH * self._unit * rng.uniform(-1, 1, wide.shape))
 
     def _together(self, rng: np.random.Generator, node: Any, value: Any) -> Any:
         if floats(value) is None:
