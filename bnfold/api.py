@@ -238,6 +238,7 @@ def optimize(
         WriteError: ``target`` can't be written.
         UsageError: ``target`` is ``source``, or an option is wrong.
         ProviderError: The check was asked for and onnxruntime or a provider is not there.
+        InconclusiveError: The model has operators that can't be run, or memory does not suffice.
     """
     options = Options.of(level, trust_initializers, unshare)
     source, target = Path(source), Path(target)
@@ -318,6 +319,7 @@ def check(
         ReadError: A file can't be read.
         UsageError: The two models have other inputs or outputs, or an option is wrong.
         ProviderError: A runtime or a provider is not there, or did not run all of a model.
+        InconclusiveError: A model has operators that can't be run, or memory does not suffice.
     """
     from bnfold.verify.check import check as run
 

@@ -59,6 +59,26 @@ def test_what_is_written_through_a_view_is_followed(dtype: torch.dtype, units: f
         assert verdict(net, folded(1.0001), example) is Verdict.FAIL
 
 
+class Divided(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x / 3
+
+
+def test_what_rounding_did_before_is_known_behind_a_write_through_a_view() -> None:
+    conv, norm, *_ = block()[0]
+    example = block()[1]
+    net = made(in_parts, one=nn.Sequential(conv, norm), other=nn.Identity()).eval()
+
+    def folded(spoil: float) -> nn.Module:
+        one = bnfold.fold(nn.Sequential(conv, norm), example).model[0]
+        one.weight.data *= 3 * spoil
+        one.bias.data *= 3
+        return made(in_parts, one=one, other=Divided()).eval()
+
+    assert verdict(net, folded(1.0), example) is Verdict.PASS
+    assert verdict(net, folded(1.0001), example) is Verdict.FAIL
+
+
 def scaled_in_place(self: Any, x: Tensor) -> Any:
     y = self.conv(x)
     for scale in self.scales:

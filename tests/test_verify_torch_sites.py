@@ -23,7 +23,6 @@ from tests.verify_torch_nets import (
     block,
     changed_sites,
     checked,
-    feeds,
     pair,
     spoilt,
     subject,
@@ -106,10 +105,10 @@ def test_the_smallest_error_that_would_be_caught_is_caught_and_a_part_of_it_is_n
     site = next(s for s in checked(net, folded, example, ours=True).tier.sites if s.site == "3")
     assert site.caught is not None
     assert site.caught < 1e-4
-    spoilt = bnfold.fold(net, example).model
-    spoilt[3].weight.data *= 1 + site.caught
+    scaled = bnfold.fold(net, example).model
+    scaled[3].weight.data *= 1 + site.caught
     for ours in (True, False):  # whoever spoils it, it is no longer what bnfold made
-        assert checked(net, spoilt, example, ours=ours).guilty == "3"
+        assert checked(net, scaled, example, ours=ours).guilty == "3"
     harmless = bnfold.fold(net, example).model
     harmless[3].weight.data *= 1 + site.caught / 64
     assert checked(net, harmless, example, ours=True).tier.verdict is Verdict.PASS

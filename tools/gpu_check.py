@@ -194,7 +194,9 @@ def heading(found: Diagnosis, provider: str) -> str:
     """The date, the device and the versions, in one line."""
     device = found.devices[0] if provider != CPU and found.devices else None
     where = f"{device.name}, driver {device.driver}" if device else found.cpu
-    of_torch = f"torch {found.torch.version} (CUDA {found.torch.cuda or '-'})" if found.torch else ""
+    of_torch = ""
+    if found.torch:
+        of_torch = f"torch {found.torch.version} (CUDA {found.torch.cuda or '-'})"
     parts = (f"{datetime.now(UTC):%Y-%m-%d}", where, found.runtime, of_torch,
              f"Python {platform.python_version()}", f"bnfold {bnfold.__version__}")  # fmt: skip
     return ", ".join(part for part in parts if part)

@@ -32,7 +32,7 @@ from bnfold.verify.environment import environment
 from bnfold.verify.expected import Expected
 from bnfold.verify.inputs import user_samples
 from bnfold.verify.interface import require_same_interface
-from bnfold.verify.judge import Gates, Verdict
+from bnfold.verify.judge import Gates, Measured, Verdict
 from bnfold.verify.memory import float64_bytes, memory_guard, require_memory
 from bnfold.verify.mutation import caught_by_mutation
 from bnfold.verify.onnx_subject import OnnxSubject
@@ -48,6 +48,7 @@ from bnfold.verify.result import (
     WeightRange,
 )
 from bnfold.verify.samples import SAMPLES, Samples
+from bnfold.verify.second_look import second_look
 from bnfold.verify.subject import Feeds, Outputs, RunOptions, Subject
 from bnfold.verify.subjects import drawn_samples, load_pair, same_model
 from bnfold.verify.tiers import inside, site_tiers
@@ -139,6 +140,7 @@ def check(
         UsageError: The two models' interfaces differ, or the inputs are not the model's.
         ProviderError: A runtime or a provider is missing, or did not run all of a model.
         ModelError: A model can't be read, or the runtime refuses it.
+        InconclusiveError: A model has operators that can't be run, or memory does not suffice.
     """
     plan = Plan.of(providers, tiers, rtol, atol, allow_tf32)
     one, other = load_pair(reference, candidate, example_inputs)
@@ -249,13 +251,22 @@ class _Check:
     ) -> list[TierResult]:
         if run.error is not None:
             return list(undecided(run.provider, self.plan.tiers, str(run.error)))
-        measured = measure_runs(run, oracle, self.pair.reference.unit)
+        measured = self._measured(run, feeds, oracle)
         certificate = certified(run, measured)
         self.runs.extend(() if certificate is None else (certificate,))
         tiers = list(judge_ends(run.provider, measured, self.plan.tiers, self.plan.gates))
         if not self.sited and all(tier.verdict is Verdict.PASS for tier in tiers):
             self._mutate(run, feeds, oracle)
         return tiers
+
+    def _measured(
+        self, run: Runs, feeds: Sequence[Feeds], oracle: Sequence[Outputs]
+    ) -> list[Measured]:
+        measured = measure_runs(run, oracle, self.pair.reference.unit)
+        try:
+            return second_look(self.pair, run, feeds, measured, self.plan.options)
+        except InconclusiveError:
+            return measured  # a neighbour can't be run: what was seen first stands
 
     def _mutate(self, run: Runs, feeds: Sequence[Feeds], oracle: Sequence[Outputs]) -> None:
         """Without tier B, what would have been caught is seen by spoiling a weight."""

@@ -156,10 +156,11 @@ def _tier(tier: str, provider: str, judged: Sequence[tuple[Measured, OutputVerdi
                      measured if tier == "C" or not _is_float(measured) else None)
         for measured, said in judged
     )  # fmt: skip
-    caught = [said.figures.caught for _, said in judged if said.figures is not None]
+    passing = speaker.verdict is Verdict.PASS and tier == "C"
+    caught = [said.figures.caught for _, said in judged if said.figures is not None and passing]
     return TierResult(
         tier, provider, speaker.verdict, speaker.message, outputs,
-        caught=max(caught, default=None) if tier == "C" else None,
+        caught=max(caught, default=None),
     )  # fmt: skip
 
 

@@ -6,7 +6,8 @@ same runtime, how far two runs of it lie apart, and four roundings. Tier C fails
 
 - when the geometric mean of ``e_fold / level`` is above 2, by more than two standard errors, or
 - when one ``e_fold`` is above 4 times both its own level and the usual one (the second largest
-  ``e_unfold``; with the largest, one ill sample would hide a fault in the rest).
+  ``e_unfold``; with the largest, one ill sample would hide a fault in the rest), and stays so on
+  neighbours of that sample (``bnfold.verify.second_look``).
 
 No tolerance is fixed: a net whose own error is 10 % raises no alarm, and a bias off by 1e-5 in a
 good net is caught. Of a right fold both errors are draws of one kind, so that the logarithms of the
@@ -211,7 +212,8 @@ def judge_errors(measured: Measured, gates: Gates | None = None) -> OutputVerdic
         f"{figures.worst_ratio:.3g} on the worst sample)"
     )
     if _too_large(figures):
-        return OutputVerdict(name, Verdict.FAIL, f"output '{name}': {said}", figures)
+        limits = f"at most {MEAN_LIMIT:g} is allowed, and {WORST_LIMIT:g} on the worst sample"
+        return OutputVerdict(name, Verdict.FAIL, f"output '{name}': {said}; {limits}", figures)
     beyond = _beyond(measured, gates or Gates())
     if beyond:
         return OutputVerdict(name, Verdict.FAIL, f"output '{name}': {beyond}; {said}", figures)
@@ -241,12 +243,25 @@ def _figures(measured: Measured) -> Figures:
 def _ratios(e_fold: F64, e_unfold: F64, measured: Measured) -> dict[str, float]:
     level = np.maximum(e_unfold, max(measured.jitter, 4 * measured.unit))
     ratios = _logs(e_fold / level)
-    doubt = STANDARD_ERRORS * float(ratios.std(ddof=1)) / len(ratios) ** 0.5
+    with np.errstate(invalid="ignore"):  # an infinite error has no deviation: not a number
+        doubt = STANDARD_ERRORS * float(ratios.std(ddof=1)) / len(ratios) ** 0.5
     return {
         "mean_ratio": float(np.exp(ratios.mean())),
         "sure_ratio": float(np.exp(ratios.mean() - doubt)),
-        "worst_ratio": float((e_fold / np.maximum(level, _usual(e_unfold))).max()),
+        "worst_ratio": float(_by_itself(e_fold, e_unfold, level).max()),
     }
+
+
+def ratios_by_sample(measured: Measured) -> F64:
+    """What the limit of the worst sample is held against, for each of them."""
+    e_fold, e_unfold = np.array(measured.e_fold), np.array(measured.e_unfold)
+    level = np.maximum(e_unfold, max(measured.jitter, 4 * measured.unit))
+    return _by_itself(e_fold, e_unfold, level)
+
+
+def _by_itself(e_fold: F64, e_unfold: F64, level: F64) -> F64:
+    ratios: F64 = e_fold / np.maximum(level, _usual(e_unfold))
+    return ratios
 
 
 def _usual(e_unfold: F64) -> float:
@@ -259,7 +274,13 @@ def _too_large(figures: Figures) -> bool:
 
 
 def _caught(e_fold: F64, e_unfold: F64, measured: Measured) -> float:
-    """The smallest power of two that, added at a right angle to every error, would fail."""
+    """The smallest power of two that, added at a right angle to every error, would fail.
+
+    Infinite where the errors fail as they are.
+    """
+    found = _ratios(e_fold, e_unfold, measured)
+    if found["sure_ratio"] > MEAN_LIMIT or found["worst_ratio"] > WORST_LIMIT:
+        return math.inf
     for power in range(-52, 1):
         added = 2.0**power
         ratios = _ratios(np.hypot(e_fold, added), e_unfold, measured)

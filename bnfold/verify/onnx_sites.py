@@ -10,7 +10,7 @@ stored in other units. Such a tensor is left as it is, and what is computed from
 turn, with what rounding does on the way (`bnfold.verify.twins`): it is wrong if an output is. What
 is nearly the same is the same value gone wrong, if a weight makes it under its own name and half
 of its channels are right, or if nothing behind it can have taken other units back
-(`bnfold.verify.suspects`).
+(`bnfold.verify.suspects`). An output of the model stands for what its name says, in its shape.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from onnx.reference.op_run import OpRun
 from onnx.reference.ops import load_op
 
 from bnfold.verify.oracle_conv import Conv
+from bnfold.verify.oracle_loop import Loop
 from bnfold.verify.oracle_pool import AveragePool, GlobalAveragePool, MaxPool
 from bnfold.verify.oracle_transposed import ConvTranspose
 from bnfold.verify.windows import F64, on_channels, pad_constant
@@ -161,6 +162,6 @@ class Relu(OpRun):
 
 
 OPS: tuple[type[OpRun], ...] = (
-    AveragePool, BatchNormalization, Cast, Conv, ConvTranspose, Erf, Gemm, GlobalAveragePool,
+    AveragePool, BatchNormalization, Cast, Conv, ConvTranspose, Erf, Gemm, GlobalAveragePool, Loop,
     MaxPool, Pad, Relu,
 )  # fmt: skip

@@ -24,6 +24,8 @@ from bnfold.verify.lockstep import ELEMENTWISE, Tape, floats, offset_norms
 # What float64 itself leaves of a tensor, relative, where a plan's shifts cancel; of narrower types
 # so small a part of a rounding.
 SLACK, PART = 2.0**-34, 2.0**-6
+# Roundings of what an If, a Loop or a function makes: weights inside are not looked at one by one.
+BODY = 2.0**10
 
 _ADDS = frozenset({"Add", "Sub", "Sum"})
 # What differs by so much before them differs by no more behind them.
@@ -123,6 +125,10 @@ class Noise:
             offsets = fitting(offset_norms(self.tape, reference, axis, count), linear.size)
             own = own + ROUNDINGS * offsets
         bound, weighted, whole = self._bound(node, done, y, axis, own)
+        if _has_body(node):
+            bound = bound + BODY * size
+        # Of a weight that is no number nothing can be said.
+        bound = np.nan_to_num(bound, nan=np.inf)
         slack = (
             max(SLACK, PART * self.unit) * size / (1.0 if whole else max(np.sqrt(own.size), 1.0))
         )
@@ -186,6 +192,11 @@ class Noise:
         # As much, relative to what it is a part of.
         total = float(np.linalg.norm(before.bound))
         return np.full(1, total * float(np.linalg.norm(y)) / before.size)
+
+
+def _has_body(node: Any) -> bool:
+    """Whether an operator has operators in it: a subgraph, or a function's."""
+    return bool(node.need_context()) or hasattr(node, "impl_")
 
 
 def _on_axis(bias: F64, y: F64, axis: int | None) -> F64:

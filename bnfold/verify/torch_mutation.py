@@ -34,7 +34,8 @@ def mutable(candidate: Subject) -> tuple[str, Callable[[float], Subject]] | None
         try:
             model: Any = copy.deepcopy(candidate.model)
         except Exception as error:  # whatever its tensors and attributes raise
-            raise UsageError(f"a copy can't be made: {words(error)}", file=candidate.name) from error
+            met = f"a copy can't be made: {words(error)}"
+            raise UsageError(met, file=candidate.name) from error
         with torch.no_grad():
             dict(named_tensors(model))[name].mul_(factor)
         return torch_subject(model, candidate.name, example_inputs=candidate.example_inputs,
