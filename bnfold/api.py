@@ -22,6 +22,7 @@ from bnfold.onnx_shapes import copy_of, infer_shapes
 from bnfold.onnx_write import Staging, refuse_overwriting
 from bnfold.report.model import Report
 from bnfold.report.text import render_report
+from bnfold.report.text_check import render_check
 from bnfold.rollback import Checked, fold_file
 from bnfold.verify.ends import Progress
 from bnfold.verify.subjects import is_torch
@@ -68,6 +69,10 @@ class OptimizeResult:
     target: str
     dropped: tuple[str, ...] = ()
     reproducer: str | None = None
+
+    def __str__(self) -> str:
+        check = [] if self.check is None else [render_check(self.check)]
+        return "\n\n".join([render_report(self.report), *check])
 
     @property
     def written(self) -> bool:
@@ -240,7 +245,15 @@ def optimize(
         ProviderError: The check was asked for and onnxruntime or a provider is not there.
         InconclusiveError: The model has operators that can't be run, or memory does not suffice.
     """
+    from bnfold.verify.check import Plan
+
     options = Options.of(level, trust_initializers, unshare)
+    plan = Plan.of(providers, tiers, rtol, atol, allow_tf32)
+    if check:
+        plan.require_providers()  # also where nothing folds, so that nothing is run there
+    elif plan.providers != Plan.of("cpu", "C", None, None, False).providers:
+        met = f"without a check nothing runs on {', '.join(plan.providers)}"
+        raise UsageError(met, todo="check, or ask for no provider")
     source, target = Path(source), Path(target)
     tell = on_progress or _silent
     with _simplified(source, target, simplify, tell) as start:
@@ -253,9 +266,10 @@ def optimize(
         ) -> CheckResult:
             from bnfold.verify.check import check as run
 
-            both = "".join(tier for tier in tiers.upper() if tier in wanted or tier not in "ABCD")
+            both = "".join(tier for tier in plan.tiers if tier in wanted)
+            places = plan.providers if set(both) & {"C", "D"} else ("cpu",)
             verdict = run(
-                source, folded, providers=tuple(providers), inputs=inputs, samples=samples,
+                source, folded, providers=places, inputs=inputs, samples=samples,
                 seed=seed, tiers=both, rtol=rtol, atol=atol, allow_tf32=allow_tf32,
                 expected=replace(expected, held=None) if simplify else expected,
                 reproducer=folder, on_progress=tell,
@@ -324,7 +338,7 @@ def check(
     from bnfold.verify.check import check as run
 
     return run(
-        _readable(reference), _readable(candidate), providers=tuple(providers), inputs=inputs,
+        _readable(reference), _readable(candidate), providers=providers, inputs=inputs,
         samples=samples, seed=seed, tiers=tiers, rtol=rtol, atol=atol, allow_tf32=allow_tf32,
         example_inputs=example_inputs, on_progress=on_progress,
         reproducer=None if reproducer is None else Path(reproducer),

@@ -5,8 +5,12 @@ Nothing heavy is imported before a command runs, so that ``bnfold --help`` does 
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -45,7 +49,8 @@ class _Guarded(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _told_to_stop():
+                return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise  # click's own, with its own words
         except KeyboardInterrupt:
@@ -60,6 +65,23 @@ class _Guarded(click.Group):
             met = f"internal error: {type(error).__name__}: {error}"
             todo = "(run with --debug for the traceback, and please report it)"
             _stop(ctx, f"{met} {todo}", INTERNAL_ERROR)
+
+
+@contextmanager
+def _told_to_stop() -> Iterator[None]:
+    """SIGTERM unwinds like an exception, so that nothing half-written is left behind."""
+
+    def leave(number: int, _: Any) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _stop(ctx: click.Context, message: str, exit_code: int) -> NoReturn:

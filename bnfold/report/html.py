@@ -13,7 +13,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from bnfold.report import words
-from bnfold.report.html_check import check_sections, conditions
+from bnfold.report.html_check import check_sections, conditions, weights_section
 from bnfold.report.html_parts import code, esc, pairs, section, sign, table
 from bnfold.report.html_steps import steps_section
 from bnfold.report.lines import human_bytes, share
@@ -133,6 +133,8 @@ def _body(found: Envelope) -> Iterator[str]:
         yield steps_section(found.report)
         yield _size(found.report)
     if found.check is not None:
+        # Behind the steps: there may be fifty pictures.
+        yield weights_section(found.check)
         yield conditions(found.check)
 
 

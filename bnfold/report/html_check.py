@@ -33,8 +33,12 @@ def check_sections(check: CheckResult) -> list[str]:
     found = [_tiers(check), _warnings(check)]
     found += [errors_section(check), mutations_section(check.mutations)]
     found += [_sites(tier, check.guilty) for tier in check.tiers if tier.sites]
-    found.append(_weights(check.weights))
     return [part for part in found if part]
+
+
+def weights_section(check: CheckResult) -> str:
+    """How large the channels of each weight are, before and after."""
+    return _weights(check.weights)
 
 
 def _tiers(check: CheckResult) -> str:

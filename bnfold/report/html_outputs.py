@@ -29,7 +29,8 @@ def errors_section(check: CheckResult) -> str:
     rows = sorted(found.values(), key=_first)
     about = (
         "Relative error against the float64 oracle, sample by sample. The fold is right as long as "
-        "its dots keep to the rings: the dashed line is twice what the runtime itself gets wrong."
+        "its dots keep to the rings: the dashed line is twice what the runtime itself gets wrong, "
+        "the limit of their mean; a single sample may be at four times."
     )
     if len(rows) > most:
         about += f" {len(rows) - most:,} more outputs are in the JSON report."

@@ -36,7 +36,7 @@ from bnfold.verify.judge import Gates, Measured, Verdict
 from bnfold.verify.memory import float64_bytes, memory_guard, require_memory
 from bnfold.verify.mutation import caught_by_mutation
 from bnfold.verify.onnx_subject import OnnxSubject
-from bnfold.verify.providers import full_name
+from bnfold.verify.providers import CPU, full_name, import_onnxruntime, require_available
 from bnfold.verify.reproducer import write_reproducer
 from bnfold.verify.result import (
     CheckResult,
@@ -86,10 +86,23 @@ class Plan:
         letters = "".join(dict.fromkeys(tiers.upper().replace(",", "").replace(" ", "")))
         if not letters or set(letters) - set(TIERS):
             raise UsageError(f"there is no tier '{tiers}'", todo="the tiers are A, B, C and D")
+        providers = (providers,) if isinstance(providers, str) else providers
         if not providers:
             raise UsageError("no execution provider was named", todo="name one: providers=('cpu',)")
         named = tuple(dict.fromkeys(full_name(provider) for provider in providers))
+        if not set(letters) & {"C", "D"} and named != (CPU,):
+            met = f"tiers {' and '.join(letters)} run nothing on {', '.join(named)}"
+            raise UsageError(met, todo="add tiers C and D, or ask for no provider")
         return cls(named, letters, Gates.of(rtol, atol), RunOptions(tf32=tf32))
+
+    def require_providers(self) -> None:
+        """What has to run something is there.
+
+        Raises:
+            ProviderError: ONNX Runtime or a provider is missing.
+        """
+        for name in self.providers if self.runs else ():
+            require_available(import_onnxruntime(), name)
 
     @property
     def runs(self) -> bool:

@@ -203,6 +203,15 @@ class CheckResult:
     environment: Mapping[str, str] = field(default_factory=dict)
     mutations: tuple[Mutation, ...] = ()
 
+    def __str__(self) -> str:
+        lines = [f"check: {self.verdict.value}: {self.candidate} against {self.reference}"]
+        for tier in self.tiers:
+            place = f"tier {tier.tier}" + (f" on {tier.provider}" if tier.provider else "")
+            lines.append(f"  {place}: {tier.verdict.value}: {tier.message}")
+        return "\n".join(
+            [*lines, *([f"  would have caught: {self.caught}"] if self.caught else [])]
+        )
+
     @property
     def verdict(self) -> Verdict:
         """The worst of the tiers' verdicts; inconclusive where there is none."""
