@@ -991,3 +991,29 @@ def test_a_pipe_gets_plain_text_that_is_not_cut(tmp_path: Path) -> None:
     assert len(kept) > 60
     assert kept.endswith("every output of conv2 alike (it pads with zeros)")
     assert done.stdout.endswith(f"written to {tmp_path / 'net.folded.onnx'}, not checked\n")
+
+
+def test_a_provider_is_looked_for_even_where_nothing_runs(tmp_path: Path) -> None:
+    net = write_net(tmp_path / "net.onnx")
+    folded = tmp_path / "net.folded.onnx"
+    assert run("optimize", net).exit_code == 0
+    # Nothing is left to fold in it, so that nothing would be run.
+    assert (
+        run("optimize", folded, "-o", tmp_path / "again.onnx", "--provider", "openvino").exit_code
+        == 4
+    )
+    assert run("optimize", net, "--no-check", "--provider", "openvino").exit_code == 2
+    assert run("check", net, folded, "--tiers", "A,B", "--provider", "openvino").exit_code == 2
+
+
+def test_sigterm_leaves_nothing_behind(tmp_path: Path) -> None:
+    net = write_net(tmp_path / "net.onnx")
+    code = (
+        "import os, signal, sys; from bnfold import cli, rollback\n"
+        "def die(*a, **k): os.kill(os.getpid(), signal.SIGTERM)\n"
+        "rollback.Checked._judge = die\n"
+        f"sys.argv = ['bnfold', 'optimize', {str(net)!r}]; cli.main(prog_name='bnfold')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 143, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]

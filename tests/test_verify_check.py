@@ -352,3 +352,21 @@ def test_verification_loads_neither_torch_nor_onnxruntime() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_a_provider_is_one_name_or_several() -> None:
+    assert check(REFERENCE, CANDIDATE, providers="cpu", tiers="C").verdict is Verdict.PASS
+    with pytest.raises(UsageError, match="there is no execution provider 'no-such'"):
+        check(REFERENCE, CANDIDATE, providers="no-such")
+
+
+def test_a_provider_that_nothing_would_run_on_is_told() -> None:
+    with pytest.raises(UsageError, match="tiers A and B run nothing on CUDAExecutionProvider"):
+        check(REFERENCE, CANDIDATE, providers=("cuda",), tiers="AB")
+
+
+def test_a_result_prints_its_tiers() -> None:
+    text = str(check(REFERENCE, CANDIDATE))
+    assert text.startswith("check: pass: <candidate> against <reference>\n  tier ")
+    assert "tier C on CPUExecutionProvider: pass: output 'y'" in text
+    assert "would have caught: " in text

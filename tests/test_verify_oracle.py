@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.parser
+import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -467,3 +468,27 @@ def test_what_cannot_be_computed_is_inconclusive_and_named(
         Oracle(parsed(graph, domain=domain)).run({"x": np.ones(2, np.float32)})
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+LOOP = """<ir_version: 8, opset_import: ["" : 17]>
+g (float[2,3] x, int64 n, bool go) => (float[2,3] y, float[k,2,3] s) {{
+  y, s = Loop ({trips}, {going}, x) < body =
+    b (int64 i, bool c, float[2,3] v) => (bool d, float[2,3] w, float[2,3] z) {{
+    limit = Constant <value_int = 2> ()
+    d = Less(i, limit)
+    w = Add(v, x)
+    z = Mul(v, v) }} > }}"""
+
+
+@pytest.mark.parametrize(("trips", "going"), [("n", "go"), ("n", ""), ("", "go"), ("", "")])
+def test_a_loop_runs_as_often_as_the_runtime_says(trips: str, going: str) -> None:
+    model = onnx.parser.parse_model(LOOP.format(trips=trips, going=going))
+    x = np.random.default_rng(0).normal(size=(2, 3)).astype(np.float32)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    for count in (1, 2, 5):
+        feeds = {"x": x, "n": np.array(count), "go": np.array(True)}
+        taken = {value.name: feeds[value.name] for value in session.get_inputs()}
+        wanted = session.run(None, taken)
+        found = Oracle(model).run(feeds)
+        for one, other in zip(found.values(), wanted, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-6)

@@ -7,7 +7,7 @@ as that of a tool that nobody knows, where tensors are paired by name and struct
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -633,3 +633,42 @@ def spoiled_by(name: str, caught: float, expected: Expected | None) -> Verdict:
     tensor = next(t for t in site.draft.graph.initializer if t.name == site.node.input[1])
     tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
     return sites(victim(), site.draft.model, expected).tier.verdict
+
+
+# ---- bodies ----
+
+BODY = """<ir_version: 8, opset_import: ["" : 17]>
+g (float[1,3,8,8] x, bool f) => (float[1,4,8,8] y) {
+  y = If (f)
+    < then_branch = t () => (float[1,4,8,8] a)
+        { c = Conv<pads = [1, 1, 1, 1]>(x, w) a = BatchNormalization(c, s, b, m, v) },
+      else_branch = e () => (float[1,4,8,8] d)
+        { k = Conv<pads = [1, 1, 1, 1]>(x, u) d = BatchNormalization(k, s, b, m, v) } > }"""
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_weights_in_a_body_are_rounded_too(flag: bool) -> None:
+    rng = np.random.default_rng(3)
+    reference = onnx.parser.parse_model(BODY)
+    arrays = {"w": rng.normal(0, 0.3, (4, 3, 3, 3)), "u": rng.normal(0, 0.3, (4, 3, 3, 3)),
+              "s": rng.normal(1, 0.3, 4), "b": rng.normal(size=4), "m": rng.normal(size=4),
+              "v": rng.uniform(0.1, 2, 4)}  # fmt: skip
+    for name, array in arrays.items():
+        reference.graph.initializer.append(numpy_helper.from_array(array.astype(np.float32), name))
+    feeds = {"x": rng.normal(size=(1, 3, 8, 8)).astype(np.float32), "f": np.array(flag)}
+    right = fold(reference)
+    assert not same_graph(reference, right)
+    assert alarms(reference, right, feeds) == []
+    for tensor in (t for graph in _graphs(right.graph) for t in graph.initializer):
+        if len(tensor.dims) == 4:
+            wrong = numpy_helper.to_array(tensor) * np.float32(1.01)
+            tensor.CopyFrom(numpy_helper.from_array(wrong, tensor.name))
+    assert alarms(reference, right, feeds)
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _graphs(attribute.g)
