@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Iterator
 from importlib.resources import files
 from typing import TYPE_CHECKING
@@ -67,7 +68,9 @@ def _verdict(found: Envelope) -> str:
     parts = [head, *(f"<p>{line}</p>" for line in _said(found))]
     if found.check is not None and found.check.caught:
         label = "<span>The smallest error that this check would have caught</span>"
-        parts.append(f'<div class="trust">{label}<b>{esc(found.check.caught)}</b></div>')
+        # A line may not end within a number.
+        caught = re.sub(r"(\d)e-(\d)", r"\1e&#8209;\2", esc(found.check.caught))
+        parts.append(f'<div class="trust">{label}<b>{caught}</b></div>')
     return f'<div class="verdict {found.verdict}">{"".join(parts)}</div>'
 
 

@@ -99,15 +99,19 @@ def _ends(count: int, left: float, right: float, wide: float, y: float) -> str:
 def sites_chart(sites: Sequence[SiteResult], guilty: str) -> str:
     """Each site's error and what rounding its weights explains, in the order of the graph."""
     left, right, top, bottom = 48.0, 1088.0, 26.0, 238.0
-    axis = LogAxis.around([v for site in sites for v in (site.error, site.bound)], top, bottom)
+    # Where nothing is rounded the bound is next to nothing, and would only hide the others.
+    least = max((site.bound for site in sites), default=0.0) / 1e3
+    bound = [site.bound for site in sites if site.bound >= least]
+    axis = LogAxis.around([*(site.error for site in sites), *bound], top, bottom)
     wide = (right - left) / len(sites)
     places = [(left + (i + 0.5) * wide, site) for i, site in enumerate(sites)]
+    half = max(wide / 2, 2.5)
     bounds = "".join(
-        f"{'L' if i else 'M'}{left + i * wide:.1f} {axis.at(site.bound):g}h{wide:.2f}"
-        for i, (_, site) in enumerate(places)
+        f"M{x - half:.1f} {axis.at(site.bound):g}h{2 * half:.1f}"
+        for x, site in places
+        if site.bound >= least
     )
-    fine = "limit fine" if len(sites) > TITLED else "limit"  # dashes as long as a step say nothing
-    parts = [grid(axis, left, right), f'<path class="{fine}" d="{bounds}"/>']
+    parts = [grid(axis, left, right), f'<path class="limit fine" d="{bounds}"/>']
     parts += [_guilty(x, top, bottom, site) for x, site in places if site.site == guilty][:1]
     parts += _site_marks(places, axis, min(4.0, max(1.8, wide / 3)))
     parts.append(f'<text x="{left:g}" y="258">first site</text>')

@@ -81,7 +81,7 @@ def _sites(tier: TierResult, guilty: str) -> str:
     about = (
         f"{len(tier.sites):,} operators on real activations, in float64 with the stored weights: "
         f"{len(wrong):,} of them off by more than rounding explains or not computable. "
-        "The dashed line is what rounding the weights explains."
+        "A line above a dot is what rounding explains there."
     )
     keys = [(swatch(DOT), "error of a site"), (swatch(DASHES), "what rounding explains"),
             (swatch(diamond(11, 6, 5, "over")), "fails"),
