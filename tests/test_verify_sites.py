@@ -672,3 +672,24 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
         for attribute in node.attribute:
             if attribute.HasField("g"):
                 yield from _graphs(attribute.g)
+
+
+GELU = """<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>
+g (float[1,3,8,8] x) => (float[1,4,8,8] y)
+  <float r = {1.4142135}, float one = {1}, float h = {0.5}> {
+  c = Conv(x, w) d = Div(c, r) e = Erf(d) f = Add(e, one) m = Mul(c, f) y = Mul(m, h) }"""
+FUSED_GELU = """<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>
+g (float[1,3,8,8] x) => (float[1,4,8,8] y) { c = Conv(x, w) y = com.microsoft.Gelu(c) }"""
+
+
+def test_a_fused_operator_has_its_constants_exact() -> None:
+    rng = np.random.default_rng(1)
+    weight = numpy_helper.from_array(rng.normal(size=(4, 3, 1, 1)).astype(np.float32), "w")
+    models = [onnx.parser.parse_model(text) for text in (GELU, FUSED_GELU)]
+    for model in models:
+        model.graph.initializer.append(weight)
+    feeds = {"x": rng.normal(size=(1, 3, 8, 8)).astype(np.float32)}
+    assert alarms(*models, feeds) == []
+    wrong = onnx.parser.parse_model(FUSED_GELU.replace("Gelu", "QuickGelu"))
+    wrong.graph.initializer.append(weight)
+    assert alarms(models[0], wrong, feeds)
