@@ -25,6 +25,7 @@ from bnfold.report.text import render_report
 from bnfold.report.text_check import render_check
 from bnfold.rollback import Checked, fold_file
 from bnfold.verify.ends import Progress
+from bnfold.verify.providers import CPU
 from bnfold.verify.subjects import is_torch
 
 if TYPE_CHECKING:
@@ -246,12 +247,13 @@ def optimize(
         InconclusiveError: The model has operators that can't be run, or memory does not suffice.
     """
     from bnfold.verify.check import Plan
+    from bnfold.verify.check import check as run
 
     options = Options.of(level, trust_initializers, unshare)
     plan = Plan.of(providers, tiers, rtol, atol, allow_tf32)
     if check:
         plan.require_providers()  # also where nothing folds, so that nothing is run there
-    elif plan.providers != Plan.of("cpu", "C", None, None, False).providers:
+    elif plan.providers != (CPU,):
         met = f"without a check nothing runs on {', '.join(plan.providers)}"
         raise UsageError(met, todo="check, or ask for no provider")
     source, target = Path(source), Path(target)
@@ -264,10 +266,8 @@ def optimize(
         def judge(
             folded: Path, expected: Expected, wanted: str, folder: Path | None
         ) -> CheckResult:
-            from bnfold.verify.check import check as run
-
             both = "".join(tier for tier in plan.tiers if tier in wanted)
-            places = plan.providers if set(both) & {"C", "D"} else ("cpu",)
+            places = plan.providers if replace(plan, tiers=both).runs else (CPU,)
             verdict = run(
                 source, folded, providers=places, inputs=inputs, samples=samples,
                 seed=seed, tiers=both, rtol=rtol, atol=atol, allow_tf32=allow_tf32,

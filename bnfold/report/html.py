@@ -137,7 +137,7 @@ def _body(found: Envelope) -> Iterator[str]:
         yield _size(found.report)
     if found.check is not None:
         # Behind the steps: there may be fifty pictures.
-        yield weights_section(found.check)
+        yield weights_section(found.check.weights)
         yield conditions(found.check)
 
 

@@ -36,11 +36,6 @@ def check_sections(check: CheckResult) -> list[str]:
     return [part for part in found if part]
 
 
-def weights_section(check: CheckResult) -> str:
-    """How large the channels of each weight are, before and after."""
-    return _weights(check.weights)
-
-
 def _tiers(check: CheckResult) -> str:
     rows: list[tuple[str, ...]] = []
     for letter in dict.fromkeys((*words.TIERS, *(tier.tier for tier in check.tiers))):
@@ -111,7 +106,8 @@ def _wrong(sites: Sequence[SiteResult]) -> str:
 # ---- weights ----
 
 
-def _weights(weights: Sequence[WeightRange]) -> str:
+def weights_section(weights: Sequence[WeightRange]) -> str:
+    """How large the channels of each weight are, before and after; empty where none changed."""
     if not weights:
         return ""
     shown = sorted(weights, key=_change, reverse=True)[:WEIGHTS]

@@ -211,7 +211,7 @@ def judge_errors(measured: Measured, gates: Gates | None = None) -> OutputVerdic
         f"({figures.mean_ratio:.3g} times what rounding explains, "
         f"{figures.worst_ratio:.3g} on the worst sample)"
     )
-    if _too_large(figures):
+    if _too_large(figures.sure_ratio, figures.worst_ratio):
         limits = f"at most {MEAN_LIMIT:g} is allowed, and {WORST_LIMIT:g} on the worst sample"
         return OutputVerdict(name, Verdict.FAIL, f"output '{name}': {said}; {limits}", figures)
     beyond = _beyond(measured, gates or Gates())
@@ -241,7 +241,7 @@ def _figures(measured: Measured) -> Figures:
 
 
 def _ratios(e_fold: F64, e_unfold: F64, measured: Measured) -> dict[str, float]:
-    level = np.maximum(e_unfold, max(measured.jitter, 4 * measured.unit))
+    level = _level(e_unfold, measured)
     ratios = _logs(e_fold / level)
     with np.errstate(invalid="ignore"):  # an infinite error has no deviation: not a number
         doubt = STANDARD_ERRORS * float(ratios.std(ddof=1)) / len(ratios) ** 0.5
@@ -255,8 +255,13 @@ def _ratios(e_fold: F64, e_unfold: F64, measured: Measured) -> dict[str, float]:
 def ratios_by_sample(measured: Measured) -> F64:
     """What the limit of the worst sample is held against, for each of them."""
     e_fold, e_unfold = np.array(measured.e_fold), np.array(measured.e_unfold)
-    level = np.maximum(e_unfold, max(measured.jitter, 4 * measured.unit))
-    return _by_itself(e_fold, e_unfold, level)
+    return _by_itself(e_fold, e_unfold, _level(e_unfold, measured))
+
+
+def _level(e_unfold: F64, measured: Measured) -> F64:
+    """What rounding explains of each sample's error."""
+    level: F64 = np.maximum(e_unfold, max(measured.jitter, 4 * measured.unit))
+    return level
 
 
 def _by_itself(e_fold: F64, e_unfold: F64, level: F64) -> F64:
@@ -268,9 +273,9 @@ def _usual(e_unfold: F64) -> float:
     return float(np.sort(e_unfold)[-2 if len(e_unfold) >= MANY else -1])
 
 
-def _too_large(figures: Figures) -> bool:
+def _too_large(sure_ratio: float, worst_ratio: float) -> bool:
     # A number that is none is no small one.
-    return not (figures.sure_ratio <= MEAN_LIMIT and figures.worst_ratio <= WORST_LIMIT)
+    return not (sure_ratio <= MEAN_LIMIT and worst_ratio <= WORST_LIMIT)
 
 
 def _caught(e_fold: F64, e_unfold: F64, measured: Measured) -> float:
@@ -278,13 +283,16 @@ def _caught(e_fold: F64, e_unfold: F64, measured: Measured) -> float:
 
     Infinite where the errors fail as they are.
     """
-    found = _ratios(e_fold, e_unfold, measured)
-    if found["sure_ratio"] > MEAN_LIMIT or found["worst_ratio"] > WORST_LIMIT:
+
+    def fails(errors: F64) -> bool:
+        found = _ratios(errors, e_unfold, measured)
+        return _too_large(found["sure_ratio"], found["worst_ratio"])
+
+    if fails(e_fold):
         return math.inf
     for power in range(-52, 1):
         added = 2.0**power
-        ratios = _ratios(np.hypot(e_fold, added), e_unfold, measured)
-        if ratios["sure_ratio"] > MEAN_LIMIT or ratios["worst_ratio"] > WORST_LIMIT:
+        if fails(np.hypot(e_fold, added)):
             return added
     return math.inf
 

@@ -91,7 +91,7 @@ class _Walk:
         *, planned: bool,
     ) -> None:  # fmt: skip
         self.reference, self.candidate, self.pairing = reference, candidate, pairing
-        self.feeds, self.unit, self.planned = feeds, unit, planned
+        self.feeds, self.planned = feeds, planned
         self.tape = Tape(reference, feeds, pairing.wanted() | set(reference.outputs))
         self.noise = Noise(unit, planned, self.tape)
         self.fixed = set(candidate.constants) | {""}
