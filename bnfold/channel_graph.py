@@ -118,6 +118,49 @@ class Route:
     links: tuple[Link, ...] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Taps:
+    """Which positions a linear operator reads along one spatial axis.
+
+    Output position ``o`` reads positions ``stride * o + first + step * k`` of the input for ``k`` in
+    ``range(count)``, and zeros beyond its border. From an input of ``size`` positions it makes
+    ``(size + slack) // stride + 1`` of them.
+    """
+
+    count: int
+    first: int
+    step: int
+    stride: int
+    slack: int
+
+    @classmethod
+    def of(
+        cls, kernel: int, stride: int = 1, dilation: int = 1, begin: int = 0, end: int = 0
+    ) -> Taps:
+        """Those of a convolution that pads ``begin`` and ``end`` zeros."""
+        extent = (kernel - 1) * dilation + 1
+        return cls(kernel, -begin, dilation if kernel > 1 else 1, stride, begin + end - extent)
+
+    @property
+    def last(self) -> int:
+        """The furthest position that the first output reads."""
+        return self.first + (self.count - 1) * self.step
+
+    @property
+    def begin(self) -> int:
+        """How many zeros are padded in before the input; negative where it begins further in."""
+        return -self.first
+
+    @property
+    def end(self) -> int:
+        """How many zeros are padded in behind the input; negative where its end is not read."""
+        return self.slack + self.last + 1
+
+
+POINT = Taps.of(1)
+"""Each position for itself."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Linear(Operator):
     """``y = W x + bias`` along channels: Conv, ConvTranspose, Gemm, MatMul by a constant.
@@ -125,6 +168,9 @@ class Linear(Operator):
     ``inputs[0]`` is the activation. ``weight`` is None when it is computed at run time.
     ``shift_barrier`` says why a shift of the input does not reach every position of the output
     alike (zeros are padded in, sums are incomplete); empty when it does.
+    ``taps`` are those of each spatial axis, where that is all that there is to say of the operator:
+    they are None for ConvTranspose, for weights with batches, and where they are not known.
+    ``biased`` is False where there is no bias, or one of zeros.
     """
 
     in_axis: int
@@ -134,6 +180,9 @@ class Linear(Operator):
     weight: Weight | None
     bias: Bias
     shift_barrier: str = ""
+    groups: int = 1
+    taps: tuple[Taps, ...] | None = None
+    biased: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,12 +244,15 @@ class Tie(Operator):
     is in true units, and so is a channel of an output that no route reaches. With a ``fill`` the
     operator adds entries that hold this constant (Pad): where all channels have one scale and one
     shift it can hold another constant, else no shift passes, and no scale unless it is 0.
+    With ``taps`` each channel is the mean of what they read: an average of the same number of
+    positions everywhere, or a Pad by zeros (of one position).
     """
 
     sign: Sign
     shift: ShiftRule
     routes: tuple[Route, ...] = ()
     fill: float | None = None
+    taps: tuple[Taps, ...] | None = None
 
     @property
     def free(self) -> bool:
@@ -248,8 +300,12 @@ class Opaque(Operator):
 
 @dataclass(frozen=True, slots=True)
 class ChannelGraph:
-    """All operators of a model, its subgraphs and its functions, over one numbering of values."""
+    """All operators of a model, its subgraphs and its functions, over one numbering of values.
+
+    ``symmetric`` says that convolutions can only pad as many zeros before an axis as behind it.
+    """
 
     values: tuple[Value, ...]
     operators: tuple[Operator, ...]
     anchors: Mapping[ValueId, Anchor] = field(default_factory=dict)
+    symmetric: bool = False

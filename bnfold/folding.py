@@ -86,6 +86,9 @@ class FoldRefusedError(Exception):
 def refusals(graph: ChannelGraph, plan: Plan, fault: FoldRefusedError) -> dict[int, Kept]:
     """The steps that must stay because of what the operator that took them over met."""
     name = graph.operators[fault.operator].name
+    for merge in plan.merges:
+        if merge.into == fault.operator:  # what it took over besides may fit once it is alone
+            return {merge.root: Kept(merge.root, fault.reason, (name,), fault.detail)}
     blamed = {fault.operator}
     for _ in plan.folds:
         more = {fold.step for fold in plan.folds if blamed.intersection(fold.into)}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from bnfold.affine import AffineMap
-from bnfold.channel_graph import Bias, Dim, Form
+from bnfold.channel_graph import Bias, Dim, Form, Taps
 
 Site = TypeVar("Site")
 
@@ -32,6 +32,7 @@ class FoundLinear(Generic[Site]):
     out_axis: int
     shift_barrier: str
     bias: Bias
+    taps: tuple[Taps, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

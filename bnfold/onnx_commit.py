@@ -22,6 +22,7 @@ from bnfold.onnx_evaluate import UncomputableError
 from bnfold.onnx_facts import input_at
 from bnfold.onnx_fold import FoldedTensor, FoldedWeight, folded_bias
 from bnfold.onnx_linear import LinearSite, Slot, unnamed
+from bnfold.onnx_merge import merge_edit
 from bnfold.onnx_steps import StepSite
 from bnfold.onnx_tensors import Array
 from bnfold.planning import Absorption, How, Plan, Reason, Stored
@@ -61,16 +62,17 @@ def commit(described: Described, plan: Plan, *, lazy: bool = False) -> Committed
     gone = {fold.step for fold in plan.folds}
     restored = _named(described.values[value] for value in plan.units)
     made: Shared = {}
-    edits: list[Edit] = []
+    edits = list(_merges(described, editor, plan))
+    joined = plan.joined | {merge.into for merge in plan.merges}
     for index, taken in sorted(plan.absorptions.items()):
-        if index not in gone:
+        if index not in gone and index not in joined:
             edits.append(_absorb(described, editor, index, taken, lazy, made))
     edits.extend(_evaluate(described, editor, plan))
     for edit in edits:
         edit()
     for fold in plan.folds:
         site = described.sites[fold.step]
-        if isinstance(site, StepSite):
+        if isinstance(site, StepSite) and fold.step not in joined:
             keep = fold.stored is Stored.AFTER
             editor.bypass(site.node, site.data_input, keep_output_name=keep)
     editor.sweep()
@@ -78,6 +80,15 @@ def commit(described: Described, plan: Plan, *, lazy: bool = False) -> Committed
     # What was evaluated for a step that then vanished is gone again.
     written = tuple(v for v in dict.fromkeys(editor.written) if v.is_initializer())
     return Committed(written, renamed)
+
+
+def _merges(described: Described, editor: Editor, plan: Plan) -> Iterator[Edit]:
+    def set_bias(site: LinearSite, bias: Array) -> None:
+        _set_bias(described, editor, site, bias, _bias_name(_stem(described, site)))
+
+    for merge in plan.merges:
+        taken = plan.absorptions.get(merge.into, Absorption())
+        yield merge_edit(described, editor, merge, taken, set_bias)
 
 
 def _named(values: Iterable[ir.Value]) -> set[tuple[object, str | None]]:
@@ -128,7 +139,7 @@ def _linear(
     weight = _weight_tensor(described, index, site, taken, lazy) if weight_changes(taken) else None
     root = site.node.inputs[site.weight_input]
     assert root is not None
-    stem = described.facts.constants.root(root).name or site.node.name or site.node.op_type
+    stem = _stem(described, site)
 
     def edit() -> None:
         if bias is not None:
@@ -144,6 +155,13 @@ def _linear(
             )
 
     return edit
+
+
+def _stem(described: Described, site: LinearSite) -> str:
+    """What the tensors of an operator are named after."""
+    weight = site.node.inputs[site.weight_input]
+    root = None if weight is None else described.facts.constants.root(weight).name
+    return root or site.node.name or site.node.op_type
 
 
 def _what_is_stored(weight: ir.Value, site: LinearSite, taken: Absorption) -> tuple[object, ...]:

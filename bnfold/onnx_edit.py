@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import onnx_ir as ir
 
 from bnfold.onnx_facts import Facts
@@ -27,6 +29,7 @@ class Editor:
             self._names.update(graph.initializers)
             self._names.update(v.name for v in graph.inputs if v.name)
         self._left: list[ir.Value] = []
+        self._instead: dict[ir.Value, ir.Value] = {}
         self.written: list[ir.Value] = []
 
     def unique(self, name: str) -> str:
@@ -124,6 +127,25 @@ class Editor:
         add.replace_input_with(0, output)
         made.name, output.name = output.name, self.unique(f"{output.name}_unbiased")
         node.append(add)
+
+    def take_place(self, made: ir.Value, gone: ir.Value) -> None:
+        """Whoever read ``gone`` reads ``made``, which has its name from now on."""
+        self._instead[gone] = made
+        gone.replace_all_uses_with(made, replace_graph_outputs=True)
+        name, gone.name = gone.name, None
+        made.name = name
+        made.shape, made.type = gone.shape or made.shape, gone.type or made.type
+
+    def current(self, value: ir.Value) -> ir.Value:
+        """What took the place of ``value``, or itself."""
+        while value in self._instead:
+            value = self._instead[value]
+        return value
+
+    def drop(self, nodes: Iterable[ir.Node]) -> None:
+        """Take out ``nodes``, of which nobody reads anything but others of them: the last first."""
+        for node in nodes:
+            self._remove(node)
 
     # ---- cleaning ----
 

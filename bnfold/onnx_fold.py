@@ -27,8 +27,8 @@ from bnfold.folding import (
 )
 from bnfold.folding import folded_bias as wide_bias
 from bnfold.onnx_evaluate import UncomputableError
-from bnfold.onnx_facts import Facts, input_at
-from bnfold.onnx_linear import LinearSite
+from bnfold.onnx_facts import Facts
+from bnfold.onnx_linear import LinearSite, bias_value
 from bnfold.onnx_tensors import Array, rows_of_file
 from bnfold.planning import Absorption, Reason
 
@@ -159,7 +159,7 @@ def _folded_bias(facts: Facts, index: int, site: LinearSite, taken: Absorption) 
     weight = site.node.inputs[site.weight_input]
     assert weight is not None
     channels = out_channels(facts.constants.shape(weight), site.layout)
-    before = _given_bias(facts, site, given, channels)
+    before = given_bias(facts, site, given, channels)
     array = None
     if taken.input is not None and not taken.input.is_scaling:
         array = facts.constants.array(weight)
@@ -168,17 +168,11 @@ def _folded_bias(facts: Facts, index: int, site: LinearSite, taken: Absorption) 
     return wide_bias(before, array, site.layout, index, taken, dtype.numpy(), site.alpha)
 
 
-def _given_bias(facts: Facts, site: LinearSite, given: ir.Value | None, channels: int) -> F64:
+def given_bias(facts: Facts, site: LinearSite, given: ir.Value | None, channels: int) -> F64:
+    """What ``site`` adds now: shape (channels,), or (rows, channels)."""
     if given is None or site.beta == 0:
         return np.zeros(channels)
     stored = site.beta * facts.constants.float64(given)
     if site.add is None and stored.ndim == 2 and stored.shape[0] > 1:
         return np.broadcast_to(stored, (stored.shape[0], channels))
     return np.broadcast_to(stored.ravel(), (channels,))
-
-
-def bias_value(facts: Facts, site: LinearSite) -> ir.Value | None:
-    """The constant that is the bias of ``site`` now."""
-    if site.add is not None:
-        return next(v for v in site.add.inputs if facts.constants.is_constant(v))
-    return input_at(site.node, site.bias_input)

@@ -19,6 +19,7 @@ from bnfold.channel_graph import Bias, Linear, Weight
 from bnfold.errors import InvalidModelError
 from bnfold.found import FoundLinear
 from bnfold.onnx_constants import MOVES
+from bnfold.onnx_evaluate import UncomputableError
 from bnfold.onnx_facts import (
     Facts,
     float_attribute,
@@ -26,6 +27,7 @@ from bnfold.onnx_facts import (
     int_attribute,
     ints_attribute,
 )
+from bnfold.onnx_taps import auto_pad, window_taps
 
 
 class Slot(Enum):
@@ -92,7 +94,28 @@ def as_operator(
         in_channels=0 if shape is None else in_channels(shape, site.layout),
         out_channels=0 if shape is None else out_channels(shape, site.layout),
         weight=stated, bias=found.bias, shift_barrier=found.shift_barrier,
+        groups=site.layout.groups, taps=found.taps, biased=_is_biased(facts, site),
     )  # fmt: skip
+
+
+def bias_value(facts: Facts, site: LinearSite) -> ir.Value | None:
+    """The constant that is the bias of ``site`` now."""
+    if site.add is not None:
+        return next(v for v in site.add.inputs if facts.constants.is_constant(v))
+    return input_at(site.node, site.bias_input)
+
+
+def _is_biased(facts: Facts, site: LinearSite) -> bool:
+    """Whether something is added that may not be 0."""
+    bias = bias_value(facts, site)
+    if bias is None or site.beta == 0:
+        return False
+    if not facts.constants.is_constant(bias):
+        return True
+    try:
+        return bool(facts.constants.float64(bias).any())
+    except UncomputableError:
+        return True
 
 
 def _other_inputs(
@@ -159,22 +182,18 @@ def _kernel(facts: Facts, node: ir.Node) -> tuple[int, ...] | None:
     return facts.constants.shape(weight)[2:]
 
 
-def _auto_pad(node: ir.Node) -> str:
-    attribute = node.attributes.get("auto_pad")
-    return "NOTSET" if attribute is None else attribute.as_string()
-
-
 def _conv(facts: Facts, node: ir.Node, graph: ir.Graph) -> Found:
     slot, bias = _input_bias(facts, node)
     layout = Layout(out_axis=0, in_axis=1, groups=int_attribute(node, "group", 1))
     site = LinearSite(node, graph, 0, 1, layout, slot, bias_input=2)
     kernel = _kernel(facts, node)
-    automatic = _auto_pad(node)
+    automatic = auto_pad(node)
     if automatic in ("SAME_UPPER", "SAME_LOWER"):
         padded = kernel is None or any(k != 1 for k in kernel)  # a kernel of 1 needs no padding
     else:
         padded = automatic != "VALID" and any(ints_attribute(node, "pads"))
-    return FoundLinear(site, 1, 1, "it pads with zeros" if padded else "", bias)
+    barrier = "it pads with zeros" if padded else ""
+    return FoundLinear(site, 1, 1, barrier, bias, window_taps(facts, node, kernel))
 
 
 def _conv_transpose(facts: Facts, node: ir.Node, graph: ir.Graph) -> Found:
@@ -187,7 +206,7 @@ def _conv_transpose(facts: Facts, node: ir.Node, graph: ir.Graph) -> Found:
     whole = whole and all(s == 1 for s in ints_attribute(node, "strides"))
     for name in ("pads", "output_padding", "output_shape"):
         whole = whole and not any(ints_attribute(node, name))
-    whole = whole and _auto_pad(node) in ("NOTSET", "VALID")
+    whole = whole and auto_pad(node) in ("NOTSET", "VALID")
     return FoundLinear(site, 1, 1, "" if whole else "its sums differ from place to place", bias)
 
 
@@ -202,7 +221,15 @@ def _gemm(facts: Facts, node: ir.Node, graph: ir.Graph) -> Found | None:
         alpha=float_attribute(node, "alpha", 1.0), beta=float_attribute(node, "beta", 1.0),
     )  # fmt: skip
     in_axis = 0 if int_attribute(node, "transA", 0) else 1
-    return FoundLinear(site, in_axis, 1, "", bias)
+    taps = () if _is_one_row(facts, input_at(node, 2)) else None
+    return FoundLinear(site, in_axis, 1, "", bias, taps)
+
+
+def _is_one_row(facts: Facts, bias: ir.Value | None) -> bool:
+    """Whether a bias is the same for all rows of a matrix."""
+    if bias is None or not facts.constants.is_constant(bias):
+        return True
+    return all(size == 1 for size in facts.constants.shape(bias)[:-1])
 
 
 def _matmul(facts: Facts, node: ir.Node, graph: ir.Graph) -> Found | None:
@@ -234,7 +261,8 @@ def _matmul_by(
                       add=add, becomes_gemm=gemm, rows=rows)  # fmt: skip
     bias = Bias.BUILT_IN if add is not None or gemm else Bias.OPERATOR
     barrier = "" if all(dim == 1 for dim in shape[:-2]) else "each batch has a weight of its own"
-    return FoundLinear(site, in_axis, out_axis, barrier, bias)
+    taps = () if len(shape) == 2 else None
+    return FoundLinear(site, in_axis, out_axis, barrier, bias, taps)
 
 
 def _bias_add(facts: Facts, node: ir.Node, channels: int, back: int) -> ir.Node | None:

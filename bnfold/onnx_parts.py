@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from bnfold.channel_graph import Dim, Link, Operator, ShiftRule, Sign
+from bnfold.channel_graph import Dim, Link, Operator, ShiftRule, Sign, Taps
 from bnfold.index_maps import along, bordered, broadcast, picked, repeated, same_axes
 from bnfold.onnx_facts import float_attribute
 from bnfold.onnx_rules import Asked, Rule, UnstatedError, Way, axis_of
@@ -199,7 +199,15 @@ def _pad(asked: Asked) -> Operator:
     shape = asked.facts.shape(asked.value()) or (None,) * rank
     indices = {axis: bordered(shape[axis], *around[axis]) for axis in changed}
     tie = asked.tie(Sign.ANY, ShiftRule.ZERO, Way(0, picked(rank, indices)))
-    return replace(tie, fill=fill)
+    return replace(tie, fill=fill, taps=None if fill else _bordering(rank, around))
+
+
+def _bordering(rank: int, around: Mapping[int, tuple[int, int]]) -> tuple[Taps, ...] | None:
+    """What a Pad by zeros reads, if it pads the axes of positions only."""
+    if rank < 3 or any(around.get(axis, (0, 0)) != (0, 0) for axis in (0, 1)):
+        return None
+    ends = (around.get(axis, (0, 0)) for axis in range(2, rank))
+    return tuple(Taps.of(1, begin=before, end=after) for before, after in ends)
 
 
 def _filling(asked: Asked) -> float:

@@ -10,12 +10,14 @@ what counts zeros in              no shift
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import prod
 
 from bnfold.channel_graph import Link, Operator, ShiftRule, Sign
 from bnfold.index_maps import reduced, same_axes
 from bnfold.onnx_facts import float_attribute, ints_attribute
 from bnfold.onnx_rules import Asked, Links, Rule, UnstatedError, Way, axes_of, axis_of
+from bnfold.onnx_taps import averaged_taps
 
 _HIGHEST = (Sign.POSITIVE, ShiftRule.EQUAL)
 _MEAN = (Sign.ANY, ShiftRule.EQUAL)
@@ -39,7 +41,8 @@ def _images(asked: Asked) -> Links:
 
 def _average_pool(asked: Asked) -> Operator:
     shift = ShiftRule.ZERO if _counts_zeros(asked) else ShiftRule.EQUAL
-    return asked.tie(Sign.ANY, shift, Way(0, _images(asked)))
+    tie = asked.tie(Sign.ANY, shift, Way(0, _images(asked)))
+    return replace(tie, taps=averaged_taps(asked.facts, asked.node))
 
 
 def _counts_zeros(asked: Asked) -> bool:

@@ -13,7 +13,7 @@ from enum import Enum
 import numpy as np
 
 from bnfold.affine import AffineMap
-from bnfold.channel_graph import ValueId
+from bnfold.channel_graph import Taps, ValueId
 
 
 class How(Enum):
@@ -25,6 +25,7 @@ class How(Enum):
     AROUND = "around"
     IDENTITY = "identity"
     EVALUATED = "evaluated"
+    JOINED = "joined"
 
 
 class Stored(Enum):
@@ -171,6 +172,21 @@ class Reason(Enum):
         "its fold was taken back, because the check did not pass with it: {witness}",
         "reporting it as a bug of bnfold, with the reproducer, may free it",
     )
+    GROWS = (
+        "BNF027",
+        "one operator in place of {witness} would have more weights, or more to compute",
+        "there is nothing to win",
+    )
+    BORDER = (
+        "BNF028",
+        "at the border {witness} can't be one operator",
+        "padding 0 there, or no bias and no shift before it, would join them",
+    )
+    GEOMETRY = (
+        "BNF029",
+        "the positions that {witness} read do not line up",
+        "equal strides, and paddings with one centre, would join them",
+    )
 
     def __init__(self, code: str, sentence: str, hint: str) -> None:
         self.code = code
@@ -255,6 +271,42 @@ class Units:
         return Units((), unknown)
 
 
+class Joining(Enum):
+    """In which way operators become one."""
+
+    PARALLEL = "parallel"
+    SERIAL = "serial"
+    SIDE_BY_SIDE = "side by side"
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """All of ``operators`` become one linear operator from ``source`` to ``target``.
+
+    ``operators`` are in the order of the graph; of these, ``into`` is the one that stays. It reads
+    ``taps`` in ``groups`` groups from now on, and ``channels`` of the source.
+    """
+
+    kind: Joining
+    operators: tuple[int, ...]
+    into: int
+    source: ValueId
+    target: ValueId
+    channels: int
+    groups: int
+    taps: tuple[Taps, ...]
+
+    @property
+    def gone(self) -> tuple[int, ...]:
+        """The operators that are there no longer."""
+        return tuple(index for index in self.operators if index != self.into)
+
+    @property
+    def root(self) -> int:
+        """The operator that made ``target``."""
+        return self.operators[-1]
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Every affine step is in exactly one of ``folds`` and ``kept``.
@@ -262,6 +314,10 @@ class Plan:
     ``folds`` are in the order in which they were decided, which is the order to make them in:
     each speaks of the tensors that the ones before it left. ``units`` has the values that are
     stored in units other than their own.
+
+    ``merges`` come first: an absorption of ``Merge.into`` is one of the merged operator. A step that
+    went into one is in ``folds`` too, as joined. ``apart`` are linear operators next to each other
+    (by the last one of them) that stay what they are.
     """
 
     level: str
@@ -269,3 +325,10 @@ class Plan:
     kept: tuple[Kept, ...]
     absorptions: Mapping[int, Absorption]
     units: Mapping[ValueId, Units] = field(default_factory=dict)
+    merges: tuple[Merge, ...] = ()
+    apart: tuple[Kept, ...] = ()
+
+    @property
+    def joined(self) -> frozenset[int]:
+        """The operators that are gone because another one does what they did."""
+        return frozenset(index for merge in self.merges for index in merge.gone)

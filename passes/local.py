@@ -105,6 +105,8 @@ def kept_steps(draft: Draft, why: Mapping[int, Kept]) -> tuple[Kept, ...]:
     """Every step that stays: by its nature, because it was refused, or as ``why`` has it."""
     kept = []
     for index, operator in enumerate(draft.operators):
+        if not isinstance(operator, Affine | ConstantStep):
+            continue
         if index in draft.refused:
             kept.append(draft.refused[index])
         elif isinstance(operator, Affine) and index not in draft.folds:

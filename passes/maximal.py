@@ -1,5 +1,7 @@
 """v = s u + t: units for every tensor, so that as many steps as can be become u -> u.
 
+What is linear as a whole is one operator from the start (`joining`).
+
 Direct neighbours first, as at level "local": such folds ask nothing of anybody else, and an
 ordinary network is done with them. For the steps that are left the units of all tensors that they
 can reach are solved for together.
@@ -13,6 +15,7 @@ from bnfold.channel_graph import ChannelGraph, Linear, Weight
 from bnfold.passes.constraints import bytes_of
 from bnfold.passes.draft import Draft
 from bnfold.passes.extra_adds import solve
+from bnfold.passes.joining import join_linear
 from bnfold.passes.local import evaluated, fold_neighbours, kept_steps, plan_local
 from bnfold.passes.witness import explain
 from bnfold.passes.write_plan import write_plan
@@ -33,11 +36,17 @@ def plan_max(
     Returns:
         A plan in which every affine step is folded or kept with a reason.
     """
+    given = refused or {}
+    joined = join_linear(graph, Draft(graph, given))
+    return joined.with_merges(_solved(joined.graph, given, unshare_bytes))
+
+
+def _solved(graph: ChannelGraph, refused: Mapping[int, Kept], unshare_bytes: int) -> Plan:
     cloned = _to_clone(graph, unshare_bytes)
-    plan, draft = _planned(graph, refused or {}, cloned, joining=False)
+    plan, draft = _planned(graph, refused, cloned, joining=False)
     # Beside scales next to 0 it may take a merge of neighbours to go on, which is not solved for.
     if plan.kept and _left(draft, plan_local(graph, refused)) < _left(draft, plan):
-        plan, _ = _planned(graph, refused or {}, cloned, joining=True)
+        plan, _ = _planned(graph, refused, cloned, joining=True)
     return plan
 
 

@@ -132,4 +132,5 @@ def _how(how: How, into: tuple[str, ...]) -> str:
         How.MERGED: f"merged with {names}",
         How.IDENTITY: "it changed nothing",
         How.EVALUATED: "over constants only: evaluated",
+        How.JOINED: f"became one operator with {names}",
     }[how]

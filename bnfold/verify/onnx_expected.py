@@ -56,7 +56,7 @@ def recognised(
             expected, made = _expected(planned, model)
         except (BnfoldError, FoldRefusedError):
             return None
-        if planned.plan.folds and made == wanted:
+        if (planned.plan.folds or planned.plan.merges) and made == wanted:
             return expected
     return None
 

@@ -1,0 +1,114 @@
+"""W2 (W1 x + c1) + c2  =  (W2 W1) x + ...      W1 x + W2 x + x  =  (W1 + W2 + 1) x
+
+What is linear as a whole becomes one linear operator, where that has no more weights and computes
+no more than what it replaces, and where it is the same at the borders too:
+
+    what the second pads with zeros has to be what the first would give there
+    branches have to read around one centre, with one stride
+
+The graph that the other passes see has the operator that stays alone, under its own number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from bnfold.channel_graph import Affine, Bias, ChannelGraph, Linear, Opaque, Operator, Sum
+from bnfold.passes.draft import Draft
+from bnfold.passes.guards import Refusal
+from bnfold.passes.joinable import Joint, joint_of, own_filter
+from bnfold.passes.regions import is_linear, regions_of
+from bnfold.planning import Fold, How, Kept, Merge, Plan, Stored
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A graph in which operators were joined, and what became of those of the first one."""
+
+    graph: ChannelGraph
+    merges: tuple[Merge, ...] = ()
+    apart: tuple[Kept, ...] = ()
+    folds: tuple[Fold, ...] = ()
+
+    def with_merges(self, plan: Plan) -> Plan:
+        """``plan`` of the joined graph as one of the graph that it was made from."""
+        folds = (*plan.folds, *self.folds)
+        return replace(plan, folds=folds, merges=self.merges, apart=self.apart)
+
+
+def join_linear(graph: ChannelGraph, draft: Draft) -> Joined:
+    """Join what is linear as a whole, the last operators of the graph first.
+
+    Args:
+        graph: The facts.
+        draft: The same graph, in which nothing is decided yet.
+    """
+    work = _Joining(graph, draft)
+    for root in reversed(range(len(graph.operators))):
+        if root not in work.taken and isinstance(graph.operators[root], Linear | Sum):
+            work.join(root)
+    return work.joined()
+
+
+@dataclass(slots=True)
+class _Joining:
+    graph: ChannelGraph
+    draft: Draft
+    taken: set[int] = field(default_factory=set)
+    joints: list[Joint] = field(default_factory=list)
+    apart: list[Kept] = field(default_factory=list)
+
+    def join(self, root: int) -> None:
+        """The largest region that ends in ``root`` becomes one operator, if one can."""
+        if not is_linear(self.draft, root):
+            return
+        why: Refusal | None = None  # of the smallest one, which is nearest to what people see
+        for region in reversed(list(regions_of(self.draft, root, self.taken))):
+            found = joint_of(self.draft, region, symmetric=self.graph.symmetric)
+            if isinstance(found, Joint):
+                self.joints.append(found)
+                self.taken.update(region.operators)
+                return
+            why = found or why
+        if why is not None:
+            self.apart.append(why.kept(root))
+
+    def joined(self) -> Joined:
+        """The graph with all merges made."""
+        operators: list[Operator] = list(self.graph.operators)
+        folds = []
+        joints = sorted(self.joints, key=lambda joint: joint.merge.root)
+        for joint in joints:
+            merge = joint.merge
+            operators[merge.into] = _one(self.graph, joint)
+            for index in merge.gone:
+                gone = self.graph.operators[index]
+                operators[index] = _nothing(gone)
+                if isinstance(gone, Affine):
+                    folds.append(Fold(index, How.JOINED, (merge.into,), Stored.AFTER))
+        graph = replace(self.graph, operators=tuple(operators))
+        merges = tuple(joint.merge for joint in joints)
+        return Joined(graph, merges, tuple(reversed(self.apart)), tuple(folds))
+
+
+def _nothing(gone: Operator) -> Operator:
+    return Opaque(name=gone.name, op_type=gone.op_type, inputs=(), outputs=())
+
+
+def _one(graph: ChannelGraph, joint: Joint) -> Linear:
+    """The operator that does what all of a region did."""
+    merge, found = joint.merge, joint.filter
+    linear = graph.operators[merge.into]
+    assert isinstance(linear, Linear)
+    assert linear.weight is not None
+    bare = linear.bias is Bias.OPERATOR and not found.shifted
+    padded = any(taps.begin > 0 or taps.end > 0 for taps in merge.taps)
+    own = own_filter(linear, None)
+    assert own is not None
+    nbytes = linear.weight.nbytes * found.weights // max(1, own.weights)
+    return replace(
+        linear, inputs=(merge.source,), outputs=(merge.target,), in_channels=found.ins,
+        out_channels=found.outs, weight=replace(linear.weight, nbytes=nbytes),
+        bias=Bias.OPERATOR if bare else Bias.BUILT_IN, groups=merge.groups, taps=merge.taps,
+        shift_barrier="it pads with zeros" if padded else "", biased=found.shifted,
+    )  # fmt: skip

@@ -1,0 +1,96 @@
+"""Parts of a graph that are linear as a whole: from one tensor to one tensor, seen by nobody else.
+
+A region grows backward from an operator: what it reads is taken in as long as nobody outside reads
+it. Whenever all that is taken in reads one tensor only, that is a region.
+
+    sum of branches over x          x -> sum
+    linear after linear             x -> the second one
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Container, Iterator
+from dataclasses import dataclass
+
+from bnfold.channel_graph import Affine, Bias, Linear, Operator, Sum, Tie, ValueId
+from bnfold.passes.draft import Draft
+from bnfold.passes.number_types import NUMBER_TYPES
+
+MOST = 128  # operators in one region; the largest block known has a fifth of that
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """``operators``, in the order of the graph, that make ``target`` of ``source`` alone."""
+
+    operators: tuple[int, ...]
+    source: ValueId
+    target: ValueId
+
+
+def regions_of(draft: Draft, root: int, taken: Container[int]) -> Iterator[Region]:
+    """The regions that end in operator ``root``, the smallest first.
+
+    Args:
+        draft: The graph.
+        root: The last operator.
+        taken: Operators that may not be in one.
+    """
+    target = draft.output(root)
+    inside: set[int] = {root}
+    frontier = Counter(draft.inputs(root))
+    while len(inside) < MOST:
+        if len(frontier) == 1 and (len(inside) > 1 or sum(frontier.values()) > 1):
+            yield Region(tuple(sorted(inside)), next(iter(frontier)), target)
+        value = _latest(draft, frontier, taken)
+        if value is None:
+            return
+        producer = draft.producer(value)
+        assert producer is not None
+        del frontier[value]
+        inside.add(producer)
+        frontier.update(draft.inputs(producer))
+
+
+def _latest(draft: Draft, frontier: Counter[ValueId], taken: Container[int]) -> ValueId | None:
+    """The value that was made last of those that nobody else reads."""
+    best, found = -1, None
+    for value, count in frontier.items():
+        producer = draft.producer(value)
+        if producer is None or producer in taken or producer <= best:
+            continue
+        if value in draft.anchors or len(draft.readers(value)) != count:
+            continue
+        if is_linear(draft, producer):
+            best, found = producer, value
+    return found
+
+
+def is_linear(draft: Draft, index: int) -> bool:
+    """Whether operator ``index`` can be in a region."""
+    if index in draft.refused:
+        return False
+    operator = draft.operator(index)
+    if len(operator.outputs) != 1:
+        return False
+    if isinstance(operator, Linear):
+        return _is_plain(operator)
+    if isinstance(operator, Affine):
+        return _is_known(operator)
+    if isinstance(operator, Sum):
+        return len(operator.inputs) == len(operator.signs) and set(operator.signs) <= {1, -1}
+    return isinstance(operator, Tie) and (operator.free or operator.taps is not None)
+
+
+def _is_plain(linear: Linear) -> bool:
+    """Whether its numbers are there, and are floats that only it reads."""
+    weight = linear.weight
+    if weight is None or weight.dtype not in NUMBER_TYPES or linear.bias is Bias.DYNAMIC:
+        return False
+    return linear.taps is not None and len(set(weight.readers)) <= 1 and len(linear.inputs) == 1
+
+
+def _is_known(step: Affine) -> bool:
+    known = step.map is not None and step.map.finite and len(step.inputs) == 1
+    return known and not (step.training_mode or step.unproved)
