@@ -9,10 +9,11 @@ That all of it is exact at borders is for the planner to have made sure.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import gcd
+from typing import Any
 
 import numpy as np
 
@@ -111,8 +112,8 @@ class Kernel:
         wide = np.zeros((groups, each * rows, each * columns, *counts))
         blocks = self.weight.reshape(groups, each, rows, columns, *counts)
         for k in range(each):
-            rows_k, columns_k = slice(k * rows, (k + 1) * rows), slice(k * columns, (k + 1) * columns)
-            wide[:, rows_k, columns_k] = blocks[:, k]
+            there = slice(k * rows, (k + 1) * rows), slice(k * columns, (k + 1) * columns)
+            wide[:, *there] = blocks[:, k]
         return replace(self, weight=wide)
 
     def reading(self, taps: tuple[Taps, ...]) -> Kernel:
@@ -120,7 +121,7 @@ class Kernel:
         if taps == self.taps:
             return self
         wide = np.zeros(self.weight.shape[:3] + tuple(t.count for t in taps))
-        wide[(..., *map(_places, self.taps, taps))] = self.weight
+        wide[_last(map(_places, self.taps, taps))] = self.weight
         return replace(self, weight=wide, taps=taps)
 
     def then(self, second: Kernel, taps: tuple[Taps, ...]) -> Kernel:
@@ -137,7 +138,7 @@ class Kernel:
         for at in product(*(range(t.count) for t in second.taps)):
             for n in product(*(range(t.count) for t in one.taps)):
                 place = tuple(map(_place, one.taps, second.taps, taps, n, at))
-                weight[(..., *place)] += second._times(one.weight[(..., *n)], at)
+                weight[_last(place)] += second._times(one.weight[_last(n)], at)
         axes = tuple(range(3, second.weight.ndim))
         whole = replace(second, weight=second.weight.sum(axis=axes, keepdims=True))
         shift = whole._times(one.bias.reshape(groups, -1, 1), (0,) * len(axes))
@@ -151,8 +152,8 @@ class Kernel:
     def _times(self, matrix: F64, at: tuple[int, ...]) -> F64:
         """The weights at position ``at`` times ``matrix``, block by block."""
         if self._is_diagonal:
-            return self.weight[(..., *at)].reshape(matrix.shape[0], -1, 1) * matrix
-        wide: F64 = self.weight[(..., *at)] @ matrix
+            return self.weight[_last(at)].reshape(matrix.shape[0], -1, 1) * matrix
+        wide: F64 = self.weight[_last(at)] @ matrix
         return wide
 
 
@@ -169,6 +170,11 @@ def stacked(kernels: Sequence[Kernel]) -> Kernel:
     one = kernels[0]
     weight = np.concatenate([kernel.in_groups(1).weight for kernel in kernels], axis=1)
     return Kernel(weight, np.concatenate([kernel.bias for kernel in kernels]), one.taps)
+
+
+def _last(index: Iterable[Any]) -> Any:
+    """An index of the last axes: positions of the kernel."""
+    return (..., *index)
 
 
 def _places(mine: Taps, taps: Taps) -> slice:

@@ -17,7 +17,7 @@ from bnfold.onnx_shapes import Inferred
 from bnfold.onnx_sharpen import sharpened
 from bnfold.onnx_tensors import constant_of
 from bnfold.planning import Kept, Plan
-from bnfold.report.model import Report, Size, steps_of
+from bnfold.report.model import Report, Size, apart_of, joints_of, steps_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,9 @@ class Planned:
 
     def report(self, source: str, after: Size | None = None) -> Report:
         """The decisions, for people and programs."""
-        steps = steps_of(self.described.graph, self.plan)
-        return Report(source, self.plan.level, steps, self.size, after)
+        graph, plan = self.described.graph, self.plan
+        return Report(source, plan.level, steps_of(graph, plan), self.size, after,
+                      joints=joints_of(graph, plan), apart=apart_of(graph, plan))  # fmt: skip
 
 
 def plan_model(

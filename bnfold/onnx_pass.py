@@ -54,7 +54,7 @@ class FoldAffineSteps(ir.passes.InPlacePass):
         source = model.graph.name or "model"
         planned, _ = fold_model(model, infer_shapes(model), self._options, source)
         self.report = planned.report(source, size_of(model))
-        return ir.passes.PassResult(model, modified=bool(self.report.folded))
+        return ir.passes.PassResult(model, modified=self.report.changes)
 
     def __repr__(self) -> str:
         options = self._options

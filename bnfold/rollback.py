@@ -145,7 +145,7 @@ class Checked:
         return Outcome(folded, said, names, self.reproducer)
 
     def _needs_check(self, folded: FoldedFile) -> bool:
-        return bool(folded.report.folded) or self.always
+        return folded.report.changes or self.always
 
     def _fold(self, refused: Mapping[int, Kept]) -> FoldedFile:
         return fold_file(self.source, self.target, self.place, self.options, self.tell, refused)
@@ -161,8 +161,8 @@ class Checked:
         """The steps to take back: those that named operators absorbed, else one by bisection."""
         wrong = _wrong_tensors(said, folded.place)
         absorbed = {index for tensor in wrong for index in _operators_of(folded, tensor)}
-        folds = folded.planned.plan.folds
-        steps = [fold.step for fold in folds if absorbed.intersection(fold.into)]
+        into = _decisions(folded)
+        steps = [step for step, taken in into.items() if absorbed.intersection(taken)]
         if not steps:
             failing = "".join({tier.tier for tier in said.tiers if tier.verdict is Verdict.FAIL})
             steps = self._bisected(folded, failing)
@@ -170,25 +170,31 @@ class Checked:
 
     def _bisected(self, folded: FoldedFile, tiers: str) -> list[int]:
         """The last of the shortest run of folds with which the check fails."""
-        steps = sorted(fold.step for fold in folded.planned.plan.folds)
+        steps = sorted(_decisions(folded))
         good, bad = 0, len(steps)
         while bad - good > 1:
             middle = (good + bad) // 2
             self.tell("looking for the fold that is wrong", None)
             left_out = {step: _taken_back(folded, step) for step in steps[middle:]}
             tried = self._fold({**self._dropped, **left_out})
-            fails = bool(tried.report.folded) and (
+            fails = tried.report.changes and (
                 self._judge(tried, tiers, None).verdict is Verdict.FAIL
             )
             good, bad = (good, middle) if fails else (middle, bad)
         return steps[bad - 1 : bad]
 
 
+def _decisions(folded: FoldedFile) -> dict[int, tuple[int, ...]]:
+    """What can be taken back, and what each went into: folds, and merges by their last operator."""
+    plan = folded.planned.plan
+    found = {fold.step: fold.into for fold in plan.folds if fold.step not in plan.joined}
+    return found | {merge.root: (merge.into,) for merge in plan.merges}
+
+
 def _taken_back(folded: FoldedFile, step: int) -> Kept:
     """The step stays; its witness is what its fold went into."""
     operators = folded.planned.described.graph.operators
-    into = next(fold.into for fold in folded.planned.plan.folds if fold.step == step)
-    names = tuple(operators[index].name for index in into or (step,))
+    names = tuple(operators[index].name for index in _decisions(folded)[step] or (step,))
     return Kept(step, Reason.ROLLED_BACK, names)
 
 
@@ -209,11 +215,13 @@ def _wrong_tensors(said: CheckResult, candidate: Path) -> list[str]:
 def _operators_of(folded: FoldedFile, tensor: str) -> list[int]:
     """The operators that are left and make ``tensor``, as the folded file calls it."""
     described, plan = folded.planned.described, folded.planned.plan
-    gone = {fold.step for fold in plan.folds}
+    gone = {fold.step for fold in plan.folds} | plan.joined
+    merged = {merge.into: (merge.target,) for merge in plan.merges}
     found = []
     for index, operator in enumerate(described.graph.operators):
         site = described.sites[index]
-        made = {described.values[value].name for value in operator.outputs}
+        outputs = merged.get(index, operator.outputs)
+        made = {described.values[value].name for value in outputs}
         made |= set() if site is None else {value.name for value in site.node.outputs}
         if tensor in made and index not in gone:
             found.append(index)

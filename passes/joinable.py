@@ -88,9 +88,11 @@ class _Region:
 
     def _axes(self) -> tuple[int, int]:
         """The axis of the channels, and the number of spatial axes, which all have to share."""
-        spatial = {len(op.taps or ()) for op in (*self.linears.values(), *self.windows)}
+        spatial = {len(op.taps or ()) for op in self.linears.values()}
+        spatial |= {len(op.taps or ()) for op in self.windows}
         axis = {a for op in self.linears.values() for a in (op.in_axis, op.out_axis)}
-        axis |= {op.axis for _, op in self.members if isinstance(op, Affine) and op.axis is not None}
+        steps = (op for _, op in self.members if isinstance(op, Affine))
+        axis |= {step.axis for step in steps if step.axis is not None}
         if len(spatial) != 1 or len(axis) != 1:
             raise _NotAlikeError
         return axis.pop(), spatial.pop()

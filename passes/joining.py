@@ -60,6 +60,8 @@ class _Joining:
 
     def join(self, root: int) -> None:
         """The largest region that ends in ``root`` becomes one operator, if one can."""
+        if root in self.draft.refused:
+            self.apart.append(self.draft.refused[root])
         if not is_linear(self.draft, root):
             return
         why: Refusal | None = None  # of the smallest one, which is nearest to what people see

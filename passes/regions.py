@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
-from bnfold.channel_graph import Affine, Bias, Linear, Operator, Sum, Tie, ValueId
+from bnfold.channel_graph import Affine, Bias, Linear, Sum, Tie, ValueId
 from bnfold.passes.draft import Draft
 from bnfold.passes.number_types import NUMBER_TYPES
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from bnfold.report import words
 from bnfold.report.html_check import check_sections, conditions, weights_section
 from bnfold.report.html_parts import code, esc, pairs, section, sign, table
-from bnfold.report.html_steps import steps_section
+from bnfold.report.html_steps import joints_section, steps_section
 from bnfold.report.lines import human_bytes, share
 
 if TYPE_CHECKING:
@@ -134,6 +134,7 @@ def _body(found: Envelope) -> Iterator[str]:
         yield from check_sections(found.check)
     if found.report is not None:
         yield steps_section(found.report)
+        yield joints_section(found.report)
         yield _size(found.report)
     if found.check is not None:
         # Behind the steps: there may be fifty pictures.

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from bnfold.report.html_parts import cells, code, esc, legend, section, table
-from bnfold.report.text import count_steps
+from bnfold.report.text import count_joints, count_steps
 
 if TYPE_CHECKING:
     from bnfold.report.model import Report, Step
@@ -42,7 +42,7 @@ def _strip(report: Report) -> str:
 _KINDS = {
     "backward": "folded into what is before it",
     "forward": "folded into what is after it, or around it",
-    "other": "merged, or had nothing to do",
+    "other": "joined or merged, or had nothing to do",
     "kept": "stays",
 }
 
@@ -57,6 +57,24 @@ def _kind(step: Step) -> str:
 
 def _said(step: Step) -> str:
     return f"stays: {step.sentence}" if step.verdict == "kept" else f"folded {step.sentence}"
+
+
+# ---- operators that became one ----
+
+
+def joints_section(report: Report) -> str:
+    """Operators that became one, and those next to each other that stay apart."""
+    if not (report.joints or report.apart):
+        return ""
+    rows = [(code(j.into), esc(j.op_type), esc(j.sentence), "") for j in report.joints]
+    rows += [
+        (code(step.name), esc(step.op_type), f"stays apart: {esc(step.sentence)}",
+         f'{esc(step.code)} <span class="soft">{esc(step.reason)}</span>')
+        for step in report.apart
+    ]  # fmt: skip
+    about = ". ".join(map(esc, count_joints(report)))
+    heads = ("operator", "", "what became of it", "reason")
+    return section("Linear operators", about, table(heads, rows, (), "stack"))
 
 
 # ---- the reasons ----

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from bnfold.report import words
 from bnfold.report.lines import LISTED, counted, human_bytes, one_line, share
-from bnfold.report.text import count_steps
+from bnfold.report.text import counts_of
 
 if TYPE_CHECKING:
     from bnfold.report.envelope import Envelope
@@ -35,7 +35,7 @@ def render_markdown(found: Envelope, *, listed: int = ALL) -> str:
     """
     parts = [_headline(found)]
     if found.report is not None:
-        parts += [escaped(count_steps(found.report)), *_size(found.report)]
+        parts += [*map(escaped, counts_of(found.report)), *_size(found.report)]
     parts += [*_outcome(found)]
     if found.check is not None:
         parts += _check(found.check, listed)
@@ -159,6 +159,19 @@ def _steps(report: Report, listed: int) -> Iterator[str]:
         if len(steps) > listed:
             lines.append(f"- and {len(steps) - listed:,} more")
         yield _details(escaped(title), lines)
+    yield from _joints(report, listed)
+
+
+def _joints(report: Report, listed: int) -> Iterator[str]:
+    """Operators that became one, and those that stay apart."""
+    joined = [f"- {code(j.into)} ({escaped(j.op_type)}): {escaped(j.sentence)}"
+              for j in report.joints]  # fmt: skip
+    apart = [f"{_step(step)} ({escaped(step.code)})" for step in report.apart]
+    for title, lines in (("operators that became one", joined), ("that stay apart", apart)):
+        if lines:
+            hidden = len(lines) - listed
+            shown = [*lines[:listed], *([f"- and {hidden:,} more"] if hidden > 0 else [])]
+            yield _details(f"{len(lines):,} {title}", shown)
 
 
 def _step(step: Step) -> str:

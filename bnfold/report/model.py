@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from bnfold.channel_graph import ChannelGraph
@@ -43,6 +43,28 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Joint:
+    """Operators that became one linear operator.
+
+    Attributes:
+        into: The one that is left.
+        op_type: Its type.
+        kind: ``parallel``, ``serial`` or ``side by side``.
+        operators: Those that are gone, in the order of the graph.
+    """
+
+    into: str
+    op_type: str
+    kind: str
+    operators: tuple[str, ...]
+
+    @property
+    def sentence(self) -> str:
+        """What happened, in one sentence."""
+        return f"{self.kind}: does what {named(self.operators)} did"
+
+
+@dataclass(frozen=True, slots=True)
 class Size:
     """How large a model is, with its subgraphs and functions.
 
@@ -73,6 +95,9 @@ class Report:
         before: How large the model was.
         after: How large it is; None where nothing was changed (`bnfold.explain`).
         notes: What else there is to know, such as parts of a module that could not be captured.
+        joints: Operators that became one.
+        apart: Linear operators next to each other that could be one but for the reason stated, by
+            the last one of them; their verdict is ``apart``.
     """
 
     source: str
@@ -81,6 +106,13 @@ class Report:
     before: Size
     after: Size | None = None
     notes: tuple[str, ...] = ()
+    joints: tuple[Joint, ...] = ()
+    apart: tuple[Step, ...] = ()
+
+    @property
+    def changes(self) -> bool:
+        """Whether anything was folded or joined."""
+        return bool(self.folded or self.joints)
 
     @property
     def folded(self) -> tuple[Step, ...]:
@@ -105,6 +137,24 @@ def steps_of(graph: ChannelGraph, plan: Plan) -> tuple[Step, ...]:
     return tuple(_step(graph, verdicts[index]) for index in sorted(verdicts))
 
 
+def joints_of(graph: ChannelGraph, plan: Plan) -> tuple[Joint, ...]:
+    """The merges of ``plan`` in the order of the graph."""
+    operators = graph.operators
+    return tuple(
+        Joint(operators[merge.into].name, operators[merge.into].op_type, merge.kind.value,
+              tuple(operators[index].name for index in merge.gone))
+        for merge in plan.merges
+    )  # fmt: skip
+
+
+def apart_of(graph: ChannelGraph, plan: Plan) -> tuple[Step, ...]:
+    """Linear operators that stay apart, in the order of the graph."""
+    said = ((graph.operators[kept.step], kept) for kept in plan.apart)
+    return tuple(
+        replace(kept_step(op.name, op.op_type, kept), verdict="apart") for op, kept in said
+    )
+
+
 def _step(graph: ChannelGraph, verdict: Fold | Kept) -> Step:
     operator = graph.operators[verdict.step]
     if isinstance(verdict, Fold):
@@ -123,8 +173,7 @@ def kept_step(name: str, op_type: str, kept: Kept) -> Step:
 
 
 def _how(how: How, into: tuple[str, ...]) -> str:
-    names = ", ".join(into[:_NAMED])
-    names += f" and {len(into) - _NAMED} more" if len(into) > _NAMED else ""
+    names = named(into)
     return {
         How.BACKWARD: f"into {names} before it",
         How.FORWARD: f"into {names} after it",
@@ -134,3 +183,9 @@ def _how(how: How, into: tuple[str, ...]) -> str:
         How.EVALUATED: "over constants only: evaluated",
         How.JOINED: f"became one operator with {names}",
     }[how]
+
+
+def named(names: Sequence[str]) -> str:
+    """The first of ``names``, and how many more there are."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more

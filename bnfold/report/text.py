@@ -7,7 +7,7 @@ pipe. Names come from the model and may hold anything, so every line is made pri
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -57,7 +57,8 @@ def render_report(report: Report, *, color: bool = False, width: int = UNCUT) ->
         width: Columns of the terminal.
     """
     title = _title(report, color, width)
-    parts = [title, *_table(report), wrap(count_steps(report), width), *_notes(report, width)]
+    counts = "\n".join(wrap(line, width) for line in counts_of(report))
+    parts = [title, *_table(report), counts, *_notes(report, width)]
     parts += [_group(list(steps), color, width) for _, steps in groupby(_by_code(report), _code)]
     return "\n\n".join(parts)
 
@@ -65,16 +66,25 @@ def render_report(report: Report, *, color: bool = False, width: int = UNCUT) ->
 def render_explain(report: Report, *, color: bool = False, width: int = UNCUT) -> str:
     """Each affine step on a line of its own: first what is folded, then what stays and why.
 
+    Operators that become one are on lines of their own, and so are those that nearly do.
+
     Arguments as for `render_report`.
     """
-    parts = [f"{_title(report, color, width)}\n{wrap(count_steps(report), width)}"]
+    counts = [wrap(line, width) for line in counts_of(report)]
+    parts = ["\n".join([_title(report, color, width), *counts])]
     parts += _notes(report, width)
     folded = [wrap(f"fold  {_named(step)}: {step.sentence}", width) for step in report.folded]
     kept = [
         wrap(f"keep  {_named(step)}: {_reason(step)}: {step.sentence}{_hint(step)}", width)
         for step in report.kept
     ]
-    return "\n\n".join(parts + ["\n".join(lines) for lines in (folded, kept) if lines])
+    joined = [wrap(f"join  {j.into} ({j.op_type}): {j.sentence}", width) for j in report.joints]
+    apart = [
+        wrap(f"apart {_named(step)}: {_reason(step)}: {step.sentence}{_hint(step)}", width)
+        for step in report.apart
+    ]
+    listed = (joined, folded, apart, kept)
+    return "\n\n".join(parts + ["\n".join(lines) for lines in listed if lines])
 
 
 def _notes(report: Report, width: int) -> list[str]:
@@ -100,6 +110,25 @@ def count_steps(report: Report) -> str:
     how = ", ".join(f"{count:,} {way}" for way, count in ways.most_common())
     folded = f"{len(report.folded):,} folded" + (f" ({how})" if how else "")
     return f"{counted(len(report.steps), 'affine step')}: {folded}, {len(report.kept):,} kept"
+
+
+def counts_of(report: Report) -> list[str]:
+    """What was folded, what was joined, and what stays apart, each in one line."""
+    return [count_steps(report), *count_joints(report)]
+
+
+def count_joints(report: Report) -> Iterator[str]:
+    """How many operators became one, and how many stay apart for which reasons."""
+    if report.joints:
+        kinds = Counter(joint.kind for joint in report.joints)
+        how = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
+        before = sum(len(joint.operators) + 1 for joint in report.joints)
+        after = counted(len(report.joints), "linear operator")
+        yield f"joined: {counted(before, 'operator')} became {after} ({how})"
+    if report.apart:
+        reasons = Counter(_reason(step) for step in report.apart)
+        why = ", ".join(f"{count:,} for {reason}" for reason, count in reasons.most_common())
+        yield f"linear operators next to each other that stay apart: {len(report.apart):,} ({why})"
 
 
 # ---- the table ----
