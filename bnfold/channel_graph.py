@@ -122,8 +122,8 @@ class Route:
 class Taps:
     """Which positions a linear operator reads along one spatial axis.
 
-    Output position ``o`` reads positions ``stride * o + first + step * k`` of the input for ``k`` in
-    ``range(count)``, and zeros beyond its border. From an input of ``size`` positions it makes
+    Output position ``o`` reads positions ``stride * o + first + step * k`` of the input for ``k``
+    in ``range(count)``, and zeros beyond its border. From an input of ``size`` positions it makes
     ``(size + slack) // stride + 1`` of them.
     """
 

@@ -152,9 +152,12 @@ class Kernel:
     def _times(self, matrix: F64, at: tuple[int, ...]) -> F64:
         """The weights at position ``at`` times ``matrix``, block by block."""
         if self._is_diagonal:
-            return self.weight[_last(at)].reshape(matrix.shape[0], -1, 1) * matrix
-        wide: F64 = self.weight[_last(at)] @ matrix
-        return wide
+            return self._rows(at).reshape(matrix.shape[0], -1, 1) * matrix
+        return self._rows(at) @ matrix
+
+    def _rows(self, at: tuple[int, ...]) -> F64:
+        here: F64 = self.weight[_last(at)]
+        return here
 
 
 def added(kernels: Sequence[Kernel], taps: tuple[Taps, ...]) -> Kernel:

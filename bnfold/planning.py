@@ -315,9 +315,9 @@ class Plan:
     each speaks of the tensors that the ones before it left. ``units`` has the values that are
     stored in units other than their own.
 
-    ``merges`` come first: an absorption of ``Merge.into`` is one of the merged operator. A step that
-    went into one is in ``folds`` too, as joined. ``apart`` are linear operators next to each other
-    (by the last one of them) that stay what they are.
+    ``merges`` come first: an absorption of ``Merge.into`` is one of the merged operator. A step
+    that went into one is in ``folds`` too, as joined. ``apart`` are linear operators next to each
+    other (by the last one of them) that stay what they are.
     """
 
     level: str
