@@ -80,6 +80,13 @@ class Kernel:
 
     # ---- computing ----
 
+    def on_axes(self, count: int) -> Kernel:
+        """The same on so many axes of positions, of which it reads one if it has none."""
+        if len(self.taps) == count:
+            return self
+        weight = self.weight.reshape(self.weight.shape[:3] + (1,) * count)
+        return replace(self, weight=weight, taps=(POINT,) * count)
+
     def mapped(self, taken: AffineMap) -> Kernel:
         """``taken`` of what this gives."""
         scale = np.broadcast_to(taken.scale, (self.outs,))

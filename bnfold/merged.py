@@ -73,7 +73,7 @@ def _step(operator: Operator, index: int, kernels: dict[ValueId, Kernel], read: 
         assert operator.map is not None
         return given[0].mapped(operator.map)
     if isinstance(operator, Linear):
-        return _after(given[0], read(index))
+        return _after(given[0], read(index).on_axes(len(given[0].taps)))
     assert isinstance(operator, Tie)
     if operator.taps is None:
         return given[0]

@@ -48,6 +48,7 @@ def merge_edit(
         raise FoldRefusedError(merge.into, Reason.WEIGHT_NOT_CONSTANT, str(error)) from error
     nodes = list(_nodes(described, merge))
     source, target = described.values[merge.source], described.values[merge.target]
+    flattened = None if merge.through is None else _made_by(described, merge.through).producer()
     name = f"{_weight(site).name}_merged"
 
     def edit() -> None:
@@ -56,12 +57,15 @@ def merge_edit(
         editor.set_constant(
             site.node, site.weight_input, ir.Tensor(tensors.weight), site.graph, name
         )
-        if site.output is not target:
+        if flattened is not None:
+            _flatten(editor, flattened, site.output, target)
+        elif site.output is not target:
             editor.take_place(site.output, target)
         if tensors.bias.any() or bias_value(described.facts, site) is not None:
             set_bias(site, tensors.bias)
         site.node.attributes.pop("alpha", None)
-        editor.drop(node for node in reversed(nodes) if node not in (site.node, site.add))
+        stay = (site.node, site.add, flattened)
+        editor.drop(node for node in reversed(nodes) if node not in stay)
 
     return edit
 
@@ -108,9 +112,25 @@ def _nodes(described: Described, merge: Merge) -> Iterator[ir.Node]:
         site = described.sites[index]
         if isinstance(site, LinearSite):
             yield site.node
-        made = described.values[described.graph.operators[index].outputs[0]].producer()
+        made = _made_by(described, index).producer()
         if made is not None and not (isinstance(site, LinearSite) and made is site.node):
             yield made
+
+
+def _made_by(described: Described, index: int) -> ir.Value:
+    return described.values[described.graph.operators[index].outputs[0]]
+
+
+def _flatten(editor: Editor, node: ir.Node, made: ir.Value, target: ir.Value) -> None:
+    """Let ``node`` take the positions away of ``made``, which has other channels than it had."""
+    if node.op_type == "Reshape":  # to sizes that are not those of the new channels
+        node.op_type = "Flatten"
+        node.attributes.clear()
+        editor.cut_inputs(node, 1)
+    node.replace_input_with(0, made)
+    made.name = editor.unique(f"{target.name}_unflattened")
+    made.shape = None
+    editor.take_place(node.outputs[0], target)
 
 
 def _read_taps(node: ir.Node, merge: Merge) -> None:

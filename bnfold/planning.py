@@ -284,7 +284,9 @@ class Merge:
     """All of ``operators`` become one linear operator from ``source`` to ``target``.
 
     ``operators`` are in the order of the graph; of these, ``into`` is the one that stays. It reads
-    ``taps`` in ``groups`` groups from now on, and ``channels`` of the source.
+    ``taps`` in ``groups`` groups from now on, and ``channels`` of the source. ``through`` is the
+    operator that stays between it and ``target``, if there is one: it takes away the axes of
+    positions, of which there is one.
     """
 
     kind: Joining
@@ -295,11 +297,13 @@ class Merge:
     channels: int
     groups: int
     taps: tuple[Taps, ...]
+    through: int | None = None
 
     @property
     def gone(self) -> tuple[int, ...]:
         """The operators that are there no longer."""
-        return tuple(index for index in self.operators if index != self.into)
+        stay = (self.into, self.through)
+        return tuple(index for index in self.operators if index not in stay)
 
     @property
     def root(self) -> int:

@@ -6,15 +6,15 @@ operator takes may not be more than what all of the region took together.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
-from bnfold.channel_graph import Affine, Bias, Linear, Operator, Sum, Tie, ValueId
+from bnfold.channel_graph import POINT, Affine, Bias, Linear, Operator, Sum, Tie, ValueId
 from bnfold.passes.draft import Draft
 from bnfold.passes.filters import Filter, beside
 from bnfold.passes.guards import Refusal
 from bnfold.passes.number_types import NUMBER_TYPES
-from bnfold.passes.regions import Region
+from bnfold.passes.regions import Region, is_flattening
 from bnfold.planning import Joining, Merge, Reason
 
 
@@ -61,6 +61,8 @@ class _Region:
         self.linears = {i: op for i, op in self.members if isinstance(op, Linear)}
         self.windows = [op for _, op in self.members if isinstance(op, Tie) and op.taps is not None]
         self.sums = [op for _, op in self.members if isinstance(op, Sum)]
+        self.flattening = [i for i, op in self.members if is_flattening(draft, op)]
+        self.flat = self._after_flattening()
         self.filters: dict[ValueId, Filter] = {}
         self.weights = self.work = 0.0
 
@@ -69,6 +71,8 @@ class _Region:
             raise _NotAlikeError
         axis, axes = self._axes()
         self._same_type()
+        if len(self.flattening) > 1:
+            raise _NotAlikeError
         channels = self._channels(axis)
         self.filters[self.region.source] = Filter.identity(channels, axes)
         for _, operator in self.members:
@@ -80,15 +84,20 @@ class _Region:
                 detail = "it would go over more positions"
             self._refuse(Reason.GROWS, detail)
         kind = Joining.PARALLEL if self.sums else Joining.SERIAL
-        merge = Merge(kind, self.region.operators, self._holder(found), self.region.source,
-                      self.region.target, found.ins, found.groups, found.taps)  # fmt: skip
+        merge = Merge(
+            kind, self.region.operators, self._holder(found), self.region.source,
+            self.region.target, found.ins, found.groups, found.taps,
+            through=self.flattening[0] if self.flattening else None,
+        )  # fmt: skip
         return Joint(merge, found)
 
     # ---- what they have in common ----
 
     def _axes(self) -> tuple[int, int]:
         """The axis of the channels, and the number of spatial axes, which all have to share."""
-        spatial = {len(op.taps or ()) for op in self.linears.values()}
+        spatial = {len(op.taps or ()) for i, op in self.linears.items() if i not in self.flat}
+        if any(self.linears[i].taps for i in self.linears.keys() & self.flat):
+            raise _NotAlikeError
         spatial |= {len(op.taps or ()) for op in self.windows}
         axis = {a for op in self.linears.values() for a in (op.in_axis, op.out_axis)}
         steps = (op for _, op in self.members if isinstance(op, Affine))
@@ -96,6 +105,17 @@ class _Region:
         if len(spatial) != 1 or len(axis) != 1:
             raise _NotAlikeError
         return axis.pop(), spatial.pop()
+
+    def _after_flattening(self) -> frozenset[int]:
+        """The operators that read what has no axes of positions any more."""
+        found: set[int] = set()
+        values: set[ValueId] = set()
+        for index, operator in self.members:
+            if values.intersection(operator.inputs):
+                found.add(index)
+            if index in found or index in self.flattening:
+                values.add(operator.outputs[0])
+        return frozenset(found)
 
     def _same_type(self) -> None:
         values = {op.outputs[0] for _, op in self.members} | {self.region.source}
@@ -133,6 +153,7 @@ class _Region:
             return read[0]
         if own.ins != read[0].outs:
             raise _NotAlikeError
+        own = replace(own, taps=own.taps or (POINT,) * len(read[0].taps))
         if not read[0].meets_border(own):
             self._refuse(Reason.BORDER, _border(read[0], operator))
         made = read[0].then(own)
@@ -164,8 +185,8 @@ class _Region:
         """The operator that stays: one with a place for the bias, and the largest of these."""
         paid = bool(self.sums)  # a MatMul may gain an Add where a sum goes
         able = [
-            index for index, linear in self.linears.items()
-            if paid or not found.shifted or linear.bias is not Bias.OPERATOR
+            index for index, linear in self.linears.items() if index not in self.flat
+            and (paid or not found.shifted or linear.bias is not Bias.OPERATOR)
         ]  # fmt: skip
         if not able:
             self._refuse(Reason.EXTRA_OPERATOR, "")

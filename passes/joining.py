@@ -13,7 +13,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from bnfold.channel_graph import Affine, Bias, ChannelGraph, Linear, Opaque, Operator, Sum
+from bnfold.channel_graph import (
+    Affine,
+    Bias,
+    ChannelGraph,
+    Linear,
+    Opaque,
+    Operator,
+    Sum,
+    Tie,
+    Value,
+)
 from bnfold.passes.draft import Draft
 from bnfold.passes.guards import Refusal
 from bnfold.passes.joinable import Joint, joint_of, own_filter
@@ -77,24 +87,41 @@ class _Joining:
 
     def joined(self) -> Joined:
         """The graph with all merges made."""
-        operators: list[Operator] = list(self.graph.operators)
+        operators, values = list(self.graph.operators), list(self.graph.values)
         folds = []
         joints = sorted(self.joints, key=lambda joint: joint.merge.root)
         for joint in joints:
             merge = joint.merge
             operators[merge.into] = _one(self.graph, joint)
+            if merge.through is not None:
+                _pass_through(operators, values, joint)
             for index in merge.gone:
                 gone = self.graph.operators[index]
                 operators[index] = _nothing(gone)
                 if isinstance(gone, Affine):
                     folds.append(Fold(index, How.JOINED, (merge.into,), Stored.AFTER))
-        graph = replace(self.graph, operators=tuple(operators))
+        graph = replace(self.graph, operators=tuple(operators), values=tuple(values))
         merges = tuple(joint.merge for joint in joints)
         return Joined(graph, merges, tuple(reversed(self.apart)), tuple(folds))
 
 
 def _nothing(gone: Operator) -> Operator:
     return Opaque(name=gone.name, op_type=gone.op_type, inputs=(), outputs=())
+
+
+def _pass_through(operators: list[Operator], values: list[Value], joint: Joint) -> None:
+    """What the one makes goes through an operator that stays, with other channels than before."""
+    merge = joint.merge
+    assert merge.through is not None
+    tie = operators[merge.through]
+    assert isinstance(tie, Tie)
+    made = tie.inputs[0]
+    routes = tuple(replace(route, target=merge.target) for route in tie.routes)
+    operators[merge.through] = replace(tie, outputs=(merge.target,), routes=routes)
+    operators[merge.into] = replace(operators[merge.into], outputs=(made,))
+    shape = values[made].shape
+    assert shape is not None
+    values[made] = replace(values[made], shape=(shape[0], joint.filter.outs, *shape[2:]))
 
 
 def _one(graph: ChannelGraph, joint: Joint) -> Linear:

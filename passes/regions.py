@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
-from bnfold.channel_graph import Affine, Bias, Linear, Sum, Tie, ValueId
+from bnfold.channel_graph import Affine, Bias, Linear, Operator, Sum, Tie, ValueId
 from bnfold.passes.draft import Draft
 from bnfold.passes.number_types import NUMBER_TYPES
 
@@ -80,7 +80,9 @@ def is_linear(draft: Draft, index: int) -> bool:
         return _is_known(operator)
     if isinstance(operator, Sum):
         return len(operator.inputs) == len(operator.signs) and set(operator.signs) <= {1, -1}
-    return isinstance(operator, Tie) and (operator.free or operator.taps is not None)
+    if not isinstance(operator, Tie):
+        return False
+    return operator.free or operator.taps is not None or is_flattening(draft, operator)
 
 
 def _is_plain(linear: Linear) -> bool:
@@ -94,3 +96,19 @@ def _is_plain(linear: Linear) -> bool:
 def _is_known(step: Affine) -> bool:
     known = step.map is not None and step.map.finite and len(step.inputs) == 1
     return known and not (step.training_mode or step.unproved)
+
+
+def is_flattening(draft: Draft, operator: Operator) -> bool:
+    """Whether it makes (N, C) of (N, C, 1, 1), channel by channel."""
+    if not isinstance(operator, Tie) or len(operator.inputs) != 1 or len(operator.routes) != 1:
+        return False
+    before, after = (draft.values[v].shape for v in (operator.inputs[0], operator.outputs[0]))
+    if before is None or after is None or len(before) < 3 or len(after) != 2:
+        return False
+    alike = isinstance(before[1], int) and before[1] == after[1] and set(before[2:]) == {1}
+    links = operator.routes[0].links or ()
+    return alike and any(
+        link.target == (1,) and 1 in link.source and 0 not in link.source
+        and link.source_index is None and link.target_index is None
+        for link in links
+    )  # fmt: skip
