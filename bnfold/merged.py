@@ -61,7 +61,9 @@ def merged_kernel(graph: ChannelGraph, merge: Merge, read: Read) -> Kernel:
     for index in merge.operators:
         operator = graph.operators[index]
         kernels[operator.outputs[0]] = _step(operator, index, kernels, read)
-    return kernels[merge.target].in_groups(merge.groups).reading(merge.taps)
+    signed = [kernels[term.value].scaled(term.sign) for term in merge.terms]
+    whole = added(signed, _united(signed)) if signed else kernels[merge.target]
+    return whole.in_groups(merge.groups).reading(merge.taps)
 
 
 def _step(operator: Operator, index: int, kernels: dict[ValueId, Kernel], read: Read) -> Kernel:

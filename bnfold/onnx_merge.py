@@ -64,6 +64,7 @@ def merge_edit(
         if tensors.bias.any() or bias_value(described.facts, site) is not None:
             set_bias(site, tensors.bias)
         site.node.attributes.pop("alpha", None)
+        _leave_out(described, editor, merge)
         stay = (site.node, site.add, flattened)
         editor.drop(node for node in reversed(nodes) if node not in stay)
 
@@ -119,6 +120,21 @@ def _nodes(described: Described, merge: Merge) -> Iterator[ir.Node]:
 
 def _made_by(described: Described, index: int) -> ir.Value:
     return described.values[described.graph.operators[index].outputs[0]]
+
+
+def _leave_out(described: Described, editor: Editor, merge: Merge) -> None:
+    """Operands that are part of another one by now go from their sums."""
+    for total in {place.total for place in merge.left}:
+        gone = {place.position for place in merge.left if place.total == total}
+        node = editor.current(_made_by(described, total)).producer()
+        assert node is not None
+        stay = [position for position in range(len(node.inputs)) if position not in gone]
+        if len(stay) == 1:
+            editor.bypass(node, stay[0], keep_output_name=False)
+            continue
+        for place, position in enumerate(stay):
+            node.replace_input_with(place, node.inputs[position])
+        editor.cut_inputs(node, len(stay))
 
 
 def _flatten(editor: Editor, node: ir.Node, made: ir.Value, target: ir.Value) -> None:

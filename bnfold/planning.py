@@ -280,13 +280,30 @@ class Joining(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Term:
+    """A value that is added to others, or subtracted."""
+
+    value: ValueId
+    sign: int
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """Operand ``position`` is left out of the sum ``total``."""
+
+    total: int
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
 class Merge:
     """All of ``operators`` become one linear operator from ``source`` to ``target``.
 
     ``operators`` are in the order of the graph; of these, ``into`` is the one that stays. It reads
     ``taps`` in ``groups`` groups from now on, and ``channels`` of the source. ``through`` is the
     operator that stays between it and ``target``, if there is one: it takes away the axes of
-    positions, of which there is one.
+    positions, of which there is one. With ``terms`` the sum of these takes the place of ``target``,
+    and the operands in ``left`` go from the sums that they are in.
     """
 
     kind: Joining
@@ -298,6 +315,8 @@ class Merge:
     groups: int
     taps: tuple[Taps, ...]
     through: int | None = None
+    terms: tuple[Term, ...] = ()
+    left: tuple[Left, ...] = ()
 
     @property
     def gone(self) -> tuple[int, ...]:

@@ -67,7 +67,8 @@ class _Region:
         self.weights = self.work = 0.0
 
     def joint(self) -> Joint:
-        if not self.linears or len(self.linears) + len(self.sums) + len(self.windows) < 2:
+        parts = len(self.linears) + len(self.sums) + len(self.windows) + len(self.region.left)
+        if not self.linears or parts < 2:
             raise _NotAlikeError
         axis, axes = self._axes()
         self._same_type()
@@ -77,17 +78,18 @@ class _Region:
         self.filters[self.region.source] = Filter.identity(channels, axes)
         for _, operator in self.members:
             self.filters[operator.outputs[0]] = self._filter(operator, axis)
-        found = self.filters[self.region.target].runnable(symmetric=self.symmetric)
+        found = self._whole(axis).runnable(symmetric=self.symmetric)
         if found.weights > self.weights or found.weights / found.thinning > self.work:
             detail = f"{found.weights} weights, {self.weights:.0f} as it is"
             if found.weights <= self.weights:
                 detail = "it would go over more positions"
             self._refuse(Reason.GROWS, detail)
-        kind = Joining.PARALLEL if self.sums else Joining.SERIAL
+        kind = Joining.PARALLEL if self.sums or self.region.left else Joining.SERIAL
         merge = Merge(
             kind, self.region.operators, self._holder(found), self.region.source,
             self.region.target, found.ins, found.groups, found.taps,
-            through=self.flattening[0] if self.flattening else None,
+            through=self.flattening[0] if self.flattening else None, terms=self.region.terms,
+            left=self.region.left,
         )  # fmt: skip
         return Joint(merge, found)
 
@@ -163,6 +165,20 @@ class _Region:
     def _sum(self, total: Sum, read: list[Filter], axis: int) -> Filter:
         if not all(_is_whole(total, position, axis) for position in range(len(read))):
             raise _NotAlikeError
+        return self._added(read)
+
+    def _whole(self, axis: int) -> Filter:
+        """The filter of all that the region makes."""
+        if not self.region.terms:
+            return self.filters[self.region.target]
+        for place in self.region.left:
+            total = self.draft.operator(place.total)
+            assert isinstance(total, Sum)
+            if not all(_is_whole(total, k, axis) for k in range(len(total.signs))):
+                raise _NotAlikeError
+        return self._added([self.filters[term.value] for term in self.region.terms])
+
+    def _added(self, read: list[Filter]) -> Filter:
         if len({(f.ins, f.outs) for f in read}) != 1:
             raise _NotAlikeError
         made = beside(read)
@@ -183,7 +199,7 @@ class _Region:
 
     def _holder(self, found: Filter) -> int:
         """The operator that stays: one with a place for the bias, and the largest of these."""
-        paid = bool(self.sums)  # a MatMul may gain an Add where a sum goes
+        paid = bool(self.sums or self.region.left)  # a MatMul may gain an Add where a sum goes
         able = [
             index for index, linear in self.linears.items() if index not in self.flat
             and (paid or not found.shifted or linear.bias is not Bias.OPERATOR)

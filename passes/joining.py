@@ -23,11 +23,13 @@ from bnfold.channel_graph import (
     Sum,
     Tie,
     Value,
+    ValueId,
 )
 from bnfold.passes.draft import Draft
 from bnfold.passes.guards import Refusal
 from bnfold.passes.joinable import Joint, joint_of, own_filter
 from bnfold.passes.regions import is_linear, regions_of
+from bnfold.passes.regrouping import regrouped
 from bnfold.planning import Fold, How, Kept, Merge, Plan, Stored
 
 
@@ -82,8 +84,23 @@ class _Joining:
                 self.taken.update(region.operators)
                 return
             why = found or why
-        if why is not None:
+        if isinstance(self.graph.operators[root], Sum):
+            why = self._regroup(root) or why
+        if why is not None and root not in self.taken:
             self.apart.append(why.kept(root))
+
+    def _regroup(self, root: int) -> Refusal | None:
+        """Terms of a sum that are linear over one tensor become one term."""
+        why = None
+        for region in regrouped(self.draft, root, self.taken):
+            if self.taken.intersection((*region.operators, *(p.total for p in region.left))):
+                continue
+            found = joint_of(self.draft, region, symmetric=self.graph.symmetric)
+            if isinstance(found, Joint):
+                self.joints.append(found)
+                self.taken.update(region.operators, (place.total for place in region.left), (root,))
+            why = found if isinstance(found, Refusal) else why
+        return why
 
     def joined(self) -> Joined:
         """The graph with all merges made."""
@@ -100,6 +117,9 @@ class _Joining:
                 operators[index] = _nothing(gone)
                 if isinstance(gone, Affine):
                     folds.append(Fold(index, How.JOINED, (merge.into,), Stored.AFTER))
+            for total in {place.total for place in merge.left}:
+                gone_at = {place.position for place in merge.left if place.total == total}
+                _leave_out(operators, total, gone_at)
         graph = replace(self.graph, operators=tuple(operators), values=tuple(values))
         merges = tuple(joint.merge for joint in joints)
         return Joined(graph, merges, tuple(reversed(self.apart)), tuple(folds))
@@ -107,6 +127,34 @@ class _Joining:
 
 def _nothing(gone: Operator) -> Operator:
     return Opaque(name=gone.name, op_type=gone.op_type, inputs=(), outputs=())
+
+
+def _leave_out(operators: list[Operator], index: int, gone: set[int]) -> None:
+    """Operands go from a sum; where one is left, whoever read the sum reads that."""
+    total = operators[index]
+    assert isinstance(total, Sum)
+    stay = [k for k in range(len(total.inputs)) if k not in gone]
+    inputs = tuple(total.inputs[k] for k in stay)
+    if len(stay) > 1:
+        signs = tuple(total.signs[k] for k in stay)
+        routes = tuple(total.routes[k] for k in stay) if total.routes else ()
+        operators[index] = replace(total, inputs=inputs, signs=signs, routes=routes)
+        return
+    operators[index] = _nothing(total)
+    for at, operator in enumerate(operators):
+        if total.outputs[0] in operator.inputs:
+            operators[at] = _reading(operator, total.outputs[0], inputs[0])
+
+
+def _reading(operator: Operator, old: ValueId, new: ValueId) -> Operator:
+    """``operator`` with another value in the place of one that it reads."""
+    inputs = tuple(new if value == old else value for value in operator.inputs)
+    if not isinstance(operator, Tie | Sum):
+        return replace(operator, inputs=inputs)
+    routes = tuple(
+        replace(route, source=new) if route.source == old else route for route in operator.routes
+    )
+    return replace(operator, inputs=inputs, routes=routes)
 
 
 def _pass_through(operators: list[Operator], values: list[Value], joint: Joint) -> None:

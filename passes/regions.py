@@ -16,17 +16,24 @@ from dataclasses import dataclass
 from bnfold.channel_graph import Affine, Bias, Linear, Operator, Sum, Tie, ValueId
 from bnfold.passes.draft import Draft
 from bnfold.passes.number_types import NUMBER_TYPES
+from bnfold.planning import Left, Term
 
 MOST = 128  # operators in one region; the largest block known has a fifth of that
 
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """``operators``, in the order of the graph, that make ``target`` of ``source`` alone."""
+    """``operators``, in the order of the graph, that make ``target`` of ``source`` alone.
+
+    With ``terms`` it is their sum that takes the place of ``target``; ``left`` are the operands of
+    sums that then go.
+    """
 
     operators: tuple[int, ...]
     source: ValueId
     target: ValueId
+    terms: tuple[Term, ...] = ()
+    left: tuple[Left, ...] = ()
 
 
 def regions_of(draft: Draft, root: int, taken: Container[int]) -> Iterator[Region]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from bnfold.channel_graph import ChannelGraph
-from bnfold.planning import Fold, How, Kept, Plan
+from bnfold.planning import Fold, How, Kept, Merge, Plan
 
 SCHEMA_VERSION = 1
 _NAMED = 4  # operators that a sentence names
@@ -61,7 +62,8 @@ class Joint:
     @property
     def sentence(self) -> str:
         """What happened, in one sentence."""
-        return f"{self.kind}: does what {named(self.operators)} did"
+        what = f"what {named(self.operators)} did" if self.operators else "a term more of a sum"
+        return f"{self.kind}: does {what}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,9 +144,17 @@ def joints_of(graph: ChannelGraph, plan: Plan) -> tuple[Joint, ...]:
     operators = graph.operators
     return tuple(
         Joint(operators[merge.into].name, operators[merge.into].op_type, merge.kind.value,
-              tuple(operators[index].name for index in merge.gone))
+              tuple(operators[index].name for index in sorted({*merge.gone, *_emptied(graph, merge)})))
         for merge in plan.merges
     )  # fmt: skip
+
+
+def _emptied(graph: ChannelGraph, merge: Merge) -> Iterator[int]:
+    """The sums that are left with one operand, and go."""
+    lost = Counter(place.total for place in merge.left)
+    for total, count in lost.items():
+        if len(graph.operators[total].inputs) - count == 1:
+            yield total
 
 
 def apart_of(graph: ChannelGraph, plan: Plan) -> tuple[Step, ...]:
