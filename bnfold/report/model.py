@@ -141,12 +141,14 @@ def steps_of(graph: ChannelGraph, plan: Plan) -> tuple[Step, ...]:
 
 def joints_of(graph: ChannelGraph, plan: Plan) -> tuple[Joint, ...]:
     """The merges of ``plan`` in the order of the graph."""
-    operators = graph.operators
-    return tuple(
-        Joint(operators[merge.into].name, operators[merge.into].op_type, merge.kind.value,
-              tuple(operators[index].name for index in sorted({*merge.gone, *_emptied(graph, merge)})))
-        for merge in plan.merges
-    )  # fmt: skip
+    return tuple(_joint(graph, merge) for merge in plan.merges)
+
+
+def _joint(graph: ChannelGraph, merge: Merge) -> Joint:
+    into = graph.operators[merge.into]
+    gone = sorted({*merge.gone, *_emptied(graph, merge)})
+    names = tuple(graph.operators[index].name for index in gone)
+    return Joint(into.name, into.op_type, merge.kind.value, names)
 
 
 def _emptied(graph: ChannelGraph, merge: Merge) -> Iterator[int]:
