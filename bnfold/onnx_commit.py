@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -83,12 +84,15 @@ def commit(described: Described, plan: Plan, *, lazy: bool = False) -> Committed
 
 
 def _merges(described: Described, editor: Editor, plan: Plan) -> Iterator[Edit]:
-    def set_bias(site: LinearSite, bias: Array) -> None:
-        _set_bias(described, editor, site, bias, _bias_name(_stem(described, site)))
-
     for merge in plan.merges:
-        taken = plan.absorptions.get(merge.into, Absorption())
-        yield merge_edit(described, editor, merge, taken, set_bias)
+        site = described.sites[merge.into]
+        assert isinstance(site, LinearSite)
+        # Named after the weight as it was: by the time of the edit it is another one.
+        name = _bias_name(_stem(described, site))
+        set_bias = partial(_set_bias, described, editor, name=name)
+        yield merge_edit(
+            described, editor, merge, plan.absorptions.get(merge.into, Absorption()), set_bias
+        )
 
 
 def _named(values: Iterable[ir.Value]) -> set[tuple[object, str | None]]:

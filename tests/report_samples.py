@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from bnfold.planning import Reason
 from bnfold.report.envelope import Envelope
-from bnfold.report.model import Report, Size, Step
+from bnfold.report.model import Joint, Report, Size, Step
 from bnfold.verify.judge import Decisions, Figures, Gates, Measured, Settled, Verdict, judge_errors
 from bnfold.verify.result import (
     CheckResult,
@@ -51,7 +51,18 @@ def report(steps: int = 52) -> Report:
     after = Size({"BatchNormalization": 1, "Conv": 53, "Relu": 49, "Add": 16}, 25_530_472,
                  102_121_888)  # fmt: skip
     return Report("resnet50.onnx", "max", tuple(step(i) for i in range(steps)), before, after,
-                  ("one part was left as it is: its loop carries a sequence",))  # fmt: skip
+                  ("one part was left as it is: its loop carries a sequence",),
+                  (joint(), joint("serial", "gemm", "Gemm")), (apart("fc2"),))  # fmt: skip
+
+
+def joint(kind: str = "parallel", into: str = "conv_kxk", op_type: str = "Conv") -> Joint:
+    return Joint(into, op_type, kind, (f"{into}_1x1", f"{into}_bn", f"{into}_add"))
+
+
+def apart(name: str) -> Step:
+    said, hint = Reason.GROWS.sentence.format(witness=name), Reason.GROWS.hint
+    return Step(name, "Gemm", "apart", code="BNF027", reason="grows", witness=(name,),
+                sentence=said, hint=hint)  # fmt: skip
 
 
 def measured(name: str, samples: int = 8, factor: float = 1.0, seed: int = 0) -> Measured:
@@ -163,8 +174,9 @@ def hostile() -> Envelope:
                 witness=(HOSTILE,), sentence=HOSTILE, hint=HOSTILE)  # fmt: skip
     size = Size({HOSTILE: 1}, 1, 1)
     steps = (step(0, HOSTILE), kept, kept, step(1, "/".join(["block"] * 40)))
-    return Envelope(Report(HOSTILE, HOSTILE, steps, size, Size({}, 0, 0), (HOSTILE,)), found,
-                    HOSTILE, (HOSTILE,), HOSTILE)  # fmt: skip
+    joints, separate = (joint(HOSTILE, HOSTILE, HOSTILE),), (replace(kept, verdict="apart"),)
+    said = Report(HOSTILE, HOSTILE, steps, size, Size({}, 0, 0), (HOSTILE,), joints, separate)
+    return Envelope(said, found, HOSTILE, (HOSTILE,), HOSTILE)
 
 
 SAMPLES = {

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +14,9 @@ import pytest
 from bnfold import __version__
 from bnfold.report.as_json import render_json
 from bnfold.report.envelope import Envelope
+from bnfold.report.html import render_html
 from bnfold.report.lines import LISTED, human_bytes, one_line
+from bnfold.report.markdown import render_markdown
 from bnfold.report.model import SCHEMA_VERSION, Report, Size, Step
 from bnfold.report.text import (
     count_steps,
@@ -30,6 +34,7 @@ from bnfold.verify.result import (
     SiteResult,
     TierResult,
 )
+from tests import report_samples as samples
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -344,3 +349,21 @@ def test_json_is_ascii_whatever_the_names() -> None:
     text = render_json(Envelope(odd))
     assert text.isascii()
     assert strict(text)["report"]["source"] == "卷积\ud800\x1b"
+
+
+def test_operators_that_became_one_are_counted_and_named() -> None:
+    text = render_report(samples.report())
+    assert "joined: 8 operators became 2 linear operators (1 parallel, 1 serial)" in text
+    apart = "linear operators next to each other that stay apart: 1 (1 for BNF027 grows)"
+    assert apart in text
+    explained = render_explain(samples.report())
+    assert "join  conv_kxk (Conv): parallel: does what conv_kxk_1x1, conv_kxk_bn" in explained
+    assert "apart fc2 (Gemm): BNF027 grows: one operator in place of fc2 would" in explained
+
+
+@pytest.mark.parametrize("render", [render_html, render_markdown])
+def test_every_page_has_operators_that_became_one(render: Callable[[Envelope], str]) -> None:
+    text = html.unescape(render(Envelope(samples.report())))
+    assert "conv_kxk" in text
+    assert "parallel: does what" in text
+    assert "BNF027" in text

@@ -17,16 +17,16 @@ from bnfold.errors import UsageError
 from bnfold.report.as_json import render_json
 from bnfold.report.envelope import Envelope, envelope_from_json
 from bnfold.report.formats import FORMATS, format_of, render
-from bnfold.report.model import SCHEMA_VERSION, Report, Size, Step
+from bnfold.report.model import SCHEMA_VERSION, Joint, Report, Size, Step
 from bnfold.verify import judge, result
 from tests.report_samples import FAILING, PASSING, SAMPLES
 
 SCHEMA = bnfold.report.schema()
 CHECKER = jsonschema.Draft202012Validator(SCHEMA)
 CLASSES = (
-    Report, Size, Step, result.CheckResult, result.InputUse, result.Mutation, result.OutputResult,
-    result.ProviderRun, result.SiteResult, result.TierResult, result.WeightRange, judge.Decisions,
-    judge.Figures, judge.Gates, judge.Measured, judge.Settled,
+    Joint, Report, Size, Step, result.CheckResult, result.InputUse, result.Mutation,
+    result.OutputResult, result.ProviderRun, result.SiteResult, result.TierResult,
+    result.WeightRange, judge.Decisions, judge.Figures, judge.Gates, judge.Measured, judge.Settled,
 )  # fmt: skip
 ADDED = {"Report": {"schema_version", "folded", "kept"},
          "CheckResult": {"verdict", "exit_code", "message"}}  # fmt: skip

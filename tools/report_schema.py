@@ -41,7 +41,7 @@ NUMBER: Schema = {
 COUNT: Schema = {"type": "integer", "minimum": 0}
 # What a field holds, where its annotation says less.
 VALUES: Mapping[tuple[type, str], Schema] = {
-    (Step, "verdict"): {"enum": ["folded", "kept"]},
+    (Step, "verdict"): {"enum": ["folded", "kept", "apart"]},
     (Step, "how"): {"enum": ["", *(how.value for how in How)]},
     (Step, "code"): {"type": "string", "pattern": "^(BNF[0-9]{3})?$"},
     (TierResult, "tier"): {"enum": list("ABCD")},
