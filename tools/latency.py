@@ -1,0 +1,295 @@
+"""How fast models are on ONNX Runtime: as they are, and as bnfold and its peers make them.
+
+    python -m tools.latency FOLDER|MODEL.onnx ... --json FILE [--runs 30] [--threads 1,2]
+                            [--only TOOL ...] [--limit SECONDS] [--table FILE.md]
+
+Every tool runs in a process of its own under a time limit. What they made is timed side by side in
+one process by `bnfold bench`, with all optimisations of the runtime on. A model of which bnfold's
+version is slower than the original beyond noise is timed once more, in new sessions: only what is
+slower both times counts, for of some two hundred comparisons one or two are wrong by chance. A tool
+that fails is shown as failed and counts as having left the model as it was.
+
+--json keeps every model as it comes, and another run with the same options goes on from there; with
+another file, or after deleting it, all is measured anew. Not needed by the test suite: pip install
+onnxruntime onnxsim onnxslim.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bnfold.report.bench import BenchResult, Setting, Speed, Timing
+from bnfold.report.envelope import envelope_from_json
+from bnfold.verify.plain import plain, restored
+from tools.compare import ROOT, Outcome, made
+
+TOOLS = ("onnxsim", "onnxslim", "bnfold")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One model.
+
+    Attributes:
+        model: Its name.
+        options: What it was measured with; its file's size and date among it.
+        tools: Those whose results were timed, behind the original.
+        failures: Why another one has none, by tool.
+        bench: What was measured; None where the original itself can't be timed.
+        again: The same once more, where bnfold was slower.
+    """
+
+    model: str
+    options: tuple[str, ...]
+    tools: tuple[str, ...] = ()
+    failures: Mapping[str, str] = field(default_factory=dict)
+    bench: BenchResult | None = None
+    again: BenchResult | None = None
+
+    def timing(self, tool: str, threads: int, *, again: bool = False) -> Timing | None:
+        """How long what ``tool`` made takes; None where it was not timed."""
+        result = self.again if again else self.bench
+        if result is None or tool not in ("original", *self.tools):
+            return None
+        index = ("original", *self.tools).index(tool)
+        return next((s.timings[index] for s in result.settings if s.threads == threads), None)
+
+    def ratio(self, tool: str, threads: int) -> float:
+        """Its time over the original's; 1 where it failed."""
+        found = self.timing(tool, threads)
+        return 1.0 if found is None else found.ratio
+
+    def slower(self, tool: str) -> list[Setting]:
+        """Where what ``tool`` made is slower than the original, each time that it was measured."""
+        first = {s.threads: s for s in self.bench.settings} if self.bench else {}
+        return [
+            setting
+            for threads, setting in first.items()
+            if _is_slower(self.timing(tool, threads))
+            and (self.again is None or _is_slower(self.timing(tool, threads, again=True)))
+        ]
+
+
+def _is_slower(timing: Timing | None) -> bool:
+    return timing is not None and timing.speed is Speed.SLOWER
+
+
+# ---- measuring ----
+
+
+def measured(path: Path, options: argparse.Namespace) -> Row:
+    """What every tool makes of the model at ``path``, timed side by side."""
+    with tempfile.TemporaryDirectory(prefix="bnfold-latency-") as folder:
+        results: dict[str, Path] = {}
+        failures: dict[str, str] = {}
+        for tool in options.only:
+            target = Path(folder) / tool / path.name
+            target.parent.mkdir()
+            outcome: Outcome = made(tool, path, target, "max", options.limit)
+            failure = outcome.failure or _unusable(path, target, options)
+            if failure:
+                failures[tool] = failure
+            else:
+                results[tool] = target
+        files = [path, *results.values()]
+        bench = timed(files, options)
+        if isinstance(bench, str):
+            failures["original"] = bench
+            return Row(path.stem, _known_by(path, options), (), failures)
+        row = Row(path.stem, _known_by(path, options), tuple(results), failures, bench)
+        if not row.slower("bnfold"):
+            return row
+        again = timed(files, options)
+        found = None if isinstance(again, str) else again
+        return Row(row.model, row.options, row.tools, failures, bench, found)
+
+
+def _unusable(path: Path, target: Path, options: argparse.Namespace) -> str:
+    """Why a file can't stand in for the original; empty where it can."""
+    once = argparse.Namespace(runs=1, threads="1", limit=options.limit)
+    found = timed([path, target], once)
+    return found if isinstance(found, str) else ""
+
+
+def timed(files: Sequence[Path], options: argparse.Namespace) -> BenchResult | str:
+    """`bnfold bench` in a process of its own, or why it gives nothing."""
+    names = [str(file.resolve()) for file in files]
+    given = ["--runs", str(options.runs), "--threads", options.threads, "--report", "-"]
+    command = [sys.executable, "-m", "bnfold.cli", "bench", *names, *given]
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, timeout=options.limit
+        )
+    except subprocess.TimeoutExpired:
+        return f"not timed after {options.limit:.0f} s"
+    if done.returncode:
+        return ": ".join([f"exit {done.returncode}", *done.stderr.strip().splitlines()[-1:]])[:300]
+    found = envelope_from_json(done.stdout).bench
+    return "no result" if found is None else found
+
+
+def _known_by(path: Path, options: argparse.Namespace) -> tuple[str, ...]:
+    stat = path.stat()
+    return (str(stat.st_size), str(stat.st_mtime_ns), str(options.runs), options.threads,
+            *options.only)  # fmt: skip
+
+
+# ---- what is kept ----
+
+
+def load(path: Path) -> dict[str, Row]:
+    """The rows that an earlier run has kept, by the path of their model."""
+    if not path.exists():
+        return {}
+    return {name: restored(Row, data) for name, data in json.loads(path.read_text()).items()}
+
+
+def save(path: Path, rows: Mapping[str, Row]) -> None:
+    """Keep ``rows`` for later runs, as a whole or not at all."""
+    beside = path.with_name(f".{path.name}.tmp")
+    beside.write_text(json.dumps(plain(rows), indent=1))
+    beside.replace(path)
+
+
+def all_measured(models: Sequence[Path], options: argparse.Namespace) -> list[Row]:
+    """A row for each model, those that are kept already taken from there."""
+    kept = load(options.json)
+    rows = []
+    for path in models:
+        key = str(path.resolve())
+        row = kept.get(key)
+        if row is None or row.options != _known_by(path, options):
+            row = kept[key] = measured(path, options)
+            save(options.json, kept)
+            print(f"{row.model}: {_told(row, options.only)}", file=sys.stderr, flush=True)
+        rows.append(row)
+    return rows
+
+
+def _told(row: Row, tools: Sequence[str]) -> str:
+    numbers = [s.threads for s in row.bench.settings] if row.bench else []
+    said = [f"{tool} {_cell(row, tool, number)}" for number in numbers for tool in tools]
+    return ", ".join([*said, *(f"{tool} failed: {why}" for tool, why in row.failures.items())])
+
+
+# ---- the table ----
+
+
+def report(rows: Sequence[Row], tools: Sequence[str]) -> str:
+    """The table, the means, the models where bnfold is slower, and what failed; as Markdown."""
+    numbers = sorted({s.threads for row in rows if row.bench for s in row.bench.settings})
+    columns = [(number, tool) for number in numbers for tool in tools]
+    heads = ["model", *(f"original, {_on(n)}, ms" for n in numbers),
+             *(f"{tool}, {_on(n)}" for n, tool in columns),
+             f"operators: original, {', '.join(tools)}"]  # fmt: skip
+    lines = [_line(heads), "|:--|" + "--:|" * (len(heads) - 1)]
+    for row in rows:
+        times = [row.timing("original", number) for number in numbers]
+        lines.append(_line([
+            row.model, *("-" if one is None else f"{one.median:#.3g}" for one in times),
+            *(_cell(row, tool, number) for number, tool in columns), _operators(row, tools),
+        ]))  # fmt: skip
+    means = [f"**{mean(rows, tool, number):.3f}**" for number, tool in columns]
+    lines.append(_line(["**geometric mean**", *([""] * len(numbers)), *means, ""]))
+    return "\n".join([*_conditions(rows), "", *lines, "", *_summary(rows, tools)])
+
+
+def mean(rows: Sequence[Row], tool: str, threads: int) -> float:
+    """The geometric mean of a tool's ratios."""
+    logs = [math.log(row.ratio(tool, threads)) for row in rows if row.bench is not None]
+    return math.exp(math.fsum(logs) / len(logs)) if logs else 1.0
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _on(threads: int) -> str:
+    return f"{threads} thread" + "s" * (threads > 1)
+
+
+def _cell(row: Row, tool: str, threads: int) -> str:
+    found = row.timing(tool, threads)
+    if found is None:
+        return "failed" if tool in row.failures else "-"
+    signs = {Speed.FASTER: " ▼", Speed.SLOWER: " ▲", Speed.SAME: " ≈"}
+    return f"{found.ratio:.3f}{signs.get(found.speed, '')}"
+
+
+def _operators(row: Row, tools: Sequence[str]) -> str:
+    if row.bench is None:
+        return "-"
+    names = ("original", *row.tools)
+    nodes = {n: m.size.nodes for n, m in zip(names, row.bench.models, strict=True)}
+    return ", ".join(str(nodes.get(name, "-")) for name in ("original", *tools))
+
+
+def _conditions(rows: Sequence[Row]) -> list[str]:
+    result = next((row.bench for row in rows if row.bench is not None), None)
+    if result is None:
+        return ["Nothing was timed."]
+    return [
+        f"Milliseconds of the original, and ratios to it; {result.runtime} with all optimisations "
+        f"on, {result.provider}, {result.device}; median of {result.rounds} rounds in which all "
+        "have their turn. ▼ faster, ▲ slower, ≈ no difference beyond noise."
+    ]
+
+
+def _summary(rows: Sequence[Row], tools: Sequence[str]) -> list[str]:
+    lines = []
+    for tool in tools:
+        slow = [f"{row.model} ({_slow(row, tool)})" for row in rows if row.slower(tool)]
+        what = f"slower than the original beyond noise on {len(slow)} of {len(rows)} models"
+        lines.append(f"- {tool}: {what}{': ' + ', '.join(slow) if slow else ''}")
+    lines += [f"- {row.model}: {tool} failed: {why}" for row in rows
+              for tool, why in row.failures.items()]  # fmt: skip
+    return lines
+
+
+def _slow(row: Row, tool: str) -> str:
+    return ", ".join(
+        f"{row.ratio(tool, setting.threads):.3f} on {_on(setting.threads)}"
+        for setting in row.slower(tool)
+    )
+
+
+# ---- the command ----
+
+
+def arguments(words: Sequence[str]) -> argparse.Namespace:
+    """What the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("paths", nargs="+", type=Path)
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--table", type=Path)
+    parser.add_argument("--runs", type=int, default=30)
+    parser.add_argument("--threads", default="1,2")
+    parser.add_argument("--only", action="append", choices=TOOLS)
+    parser.add_argument("--limit", type=float, default=900, help="seconds for a tool or a timing")
+    options = parser.parse_args(words)
+    options.only = [tool for tool in TOOLS if not options.only or tool in options.only]
+    return options
+
+
+def main(words: Sequence[str]) -> int:
+    """Measure and print; 1 where bnfold's version of a model is slower than the original."""
+    options = arguments(words)
+    models = [m for p in options.paths for m in (sorted(p.glob("*.onnx")) if p.is_dir() else [p])]
+    rows = all_measured(models, options)
+    text = report(rows, options.only)
+    print(text)
+    if options.table:
+        options.table.write_text(text + "\n", encoding="utf-8")
+    return 1 if any(row.slower("bnfold") for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
