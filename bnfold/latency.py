@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from bnfold.verify.memory import memory_guard
 from bnfold.verify.models import LoadedModel, load_model
 from bnfold.verify.onnx_inputs import drawn_for
 from bnfold.verify.onnx_subject import OnnxSubject
-from bnfold.verify.paired import F64, Player, compared, noise_of, take_turns
+from bnfold.verify.paired import F64, Compared, Player, compared, noise_of, take_turns
 from bnfold.verify.providers import (
     CPU,
     NVIDIA,
@@ -71,7 +71,7 @@ def time_models(
         certificates = _certificates(entries, place, options, samples.feeds[0])
         settings = []
         for number in numbers:
-            chosen = RunOptions(options.tf32, number, profile=False, optimise=True)
+            chosen = replace(options, threads=number)
             stage = f"on {number} thread{'s' * (number > 1)}"
             with _sessions(entries, place, chosen, samples.feeds) as players:
                 seconds, calls = take_turns(players, runs, partial(on_progress, stage))
@@ -109,13 +109,19 @@ def setting_of(threads: int, calls: int, seconds: F64) -> Setting:
 
 def _timing(seconds: F64, baseline: F64, noise: float, *, first: bool) -> Timing:
     found = compared(seconds, baseline)
-    beyond = {1: Speed.SLOWER, -1: Speed.FASTER, 0: Speed.SAME}[found.beyond(noise)]
-    speed = Speed.UNKNOWN if found.interval is None else beyond
     lower, median, upper = (float(q) * 1e3 for q in np.quantile(seconds, (0.25, 0.5, 0.75)))
-    return Timing(
-        median, (lower, upper), found.ratio, None if first else found.interval,
-        Speed.BASELINE if first else speed, tuple(float(one) * 1e3 for one in seconds),
-    )  # fmt: skip
+    milliseconds = tuple(float(one) * 1e3 for one in seconds)
+    if first:
+        return Timing(median, (lower, upper), 1.0, None, Speed.BASELINE, milliseconds)
+    speed = _speed(found, noise)
+    return Timing(median, (lower, upper), found.ratio, found.interval, speed, milliseconds)
+
+
+def _speed(found: Compared, noise: float) -> Speed:
+    beyond = found.beyond(noise)
+    if beyond:
+        return Speed.SLOWER if beyond > 0 else Speed.FASTER
+    return Speed.SAME if found.is_same else Speed.UNCLEAR
 
 
 # ---- what is timed, and on what ----
@@ -178,7 +184,7 @@ def _certificates(
     """Where each model ran, in a session of its own: recording it would take time."""
     if provider == CPU:
         return ()
-    recorded = RunOptions(options.tf32, optimise=True)
+    recorded = replace(options, profile=True)
     found = []
     for entry in entries:
         with _named(entry):

@@ -1,7 +1,7 @@
 """How fast models are on ONNX Runtime: as they are, and as bnfold and its peers make them.
 
     python -m tools.latency FOLDER|MODEL.onnx ... --json FILE [--runs 30] [--threads 1,2]
-                            [--only TOOL ...] [--limit SECONDS] [--table FILE.md]
+                            [--only TOOL ...] [--limit SECONDS] [--table FILE.md] [--unclear]
 
 Every tool runs in a process of its own under a time limit. What they made is timed side by side in
 one process by `bnfold bench`, with all optimisations of the runtime on. A model of which bnfold's
@@ -10,8 +10,9 @@ slower both times counts, for of some two hundred comparisons one or two are wro
 that fails is shown as failed and counts as having left the model as it was.
 
 --json keeps every model as it comes, and another run with the same options goes on from there; with
-another file, or after deleting it, all is measured anew. Not needed by the test suite: pip install
-onnxruntime onnxsim onnxslim.
+another file, or after deleting it, all is measured anew. --unclear measures those again of which it
+could not be told how bnfold's version compares, on a machine that is quieter by now. Not needed by
+the test suite: pip install onnxruntime onnxsim onnxslim.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bnfold.report.bench import BenchResult, Setting, Speed, Timing
 from bnfold.report.envelope import envelope_from_json
+from bnfold.report.words_bench import milliseconds
 from bnfold.verify.plain import plain, restored
 from tools.compare import ROOT, Outcome, made
 
@@ -67,6 +69,12 @@ class Row:
         found = self.timing(tool, threads)
         return 1.0 if found is None else found.ratio
 
+    def unclear(self, tool: str) -> list[int]:
+        """On which numbers of threads it can't be told how ``tool`` compares."""
+        numbers = [s.threads for s in self.bench.settings] if self.bench else []
+        found = {number: self.timing(tool, number) for number in numbers}
+        return [n for n, one in found.items() if one and one.speed is Speed.UNCLEAR]
+
     def slower(self, tool: str) -> list[Setting]:
         """Where what ``tool`` made is slower than the original, each time that it was measured."""
         first = {s.threads: s for s in self.bench.settings} if self.bench else {}
@@ -87,36 +95,46 @@ def _is_slower(timing: Timing | None) -> bool:
 
 def measured(path: Path, options: argparse.Namespace) -> Row:
     """What every tool makes of the model at ``path``, timed side by side."""
+    known = _known_by(path, options)
     with tempfile.TemporaryDirectory(prefix="bnfold-latency-") as folder:
-        results: dict[str, Path] = {}
-        failures: dict[str, str] = {}
-        for tool in options.only:
-            target = Path(folder) / tool / path.name
-            target.parent.mkdir()
-            outcome: Outcome = made(tool, path, target, "max", options.limit)
-            failure = outcome.failure or _unusable(path, target, options)
-            if failure:
-                failures[tool] = failure
-            else:
-                results[tool] = target
-        files = [path, *results.values()]
-        bench = timed(files, options)
+        results, failures = _made(path, Path(folder), options)
+        bench = timed([path, *results.values()], options)
+        if isinstance(bench, str):  # whose fault it is takes a run for each to tell
+            failures |= _unusable(path, results, options)
+            results = {tool: file for tool, file in results.items() if tool not in failures}
+            bench = timed([path, *results.values()], options)
         if isinstance(bench, str):
-            failures["original"] = bench
-            return Row(path.stem, _known_by(path, options), (), failures)
-        row = Row(path.stem, _known_by(path, options), tuple(results), failures, bench)
+            return Row(path.stem, known, (), {**failures, "original": bench})
+        row = Row(path.stem, known, tuple(results), failures, bench)
         if not row.slower("bnfold"):
             return row
-        again = timed(files, options)
-        found = None if isinstance(again, str) else again
-        return Row(row.model, row.options, row.tools, failures, bench, found)
+        again = timed([path, *results.values()], options)
+        return row if isinstance(again, str) else replace(row, again=again)
 
 
-def _unusable(path: Path, target: Path, options: argparse.Namespace) -> str:
-    """Why a file can't stand in for the original; empty where it can."""
+def _made(
+    path: Path, folder: Path, options: argparse.Namespace
+) -> tuple[dict[str, Path], dict[str, str]]:
+    """The file that each tool makes, or why it makes none."""
+    results, failures = {}, {}
+    for tool in options.only:
+        target = folder / tool / path.name
+        target.parent.mkdir()
+        outcome: Outcome = made(tool, path, target, "max", options.limit)
+        if outcome.failure:
+            failures[tool] = outcome.failure
+        else:
+            results[tool] = target
+    return results, failures
+
+
+def _unusable(
+    path: Path, results: Mapping[str, Path], options: argparse.Namespace
+) -> dict[str, str]:
+    """Which files can't stand in for the original, and why."""
     once = argparse.Namespace(runs=1, threads="1", limit=options.limit)
-    found = timed([path, target], once)
-    return found if isinstance(found, str) else ""
+    found = {tool: timed([path, file], once) for tool, file in results.items()}
+    return {tool: why for tool, why in found.items() if isinstance(why, str)}
 
 
 def timed(files: Sequence[Path], options: argparse.Namespace) -> BenchResult | str:
@@ -166,7 +184,8 @@ def all_measured(models: Sequence[Path], options: argparse.Namespace) -> list[Ro
     for path in models:
         key = str(path.resolve())
         row = kept.get(key)
-        if row is None or row.options != _known_by(path, options):
+        stale = row is None or row.options != _known_by(path, options)
+        if row is None or stale or (options.unclear and row.unclear("bnfold")):
             row = kept[key] = measured(path, options)
             save(options.json, kept)
             print(f"{row.model}: {_told(row, options.only)}", file=sys.stderr, flush=True)
@@ -194,7 +213,7 @@ def report(rows: Sequence[Row], tools: Sequence[str]) -> str:
     for row in rows:
         times = [row.timing("original", number) for number in numbers]
         lines.append(_line([
-            row.model, *("-" if one is None else f"{one.median:#.3g}" for one in times),
+            row.model, *("-" if one is None else milliseconds(one.median) for one in times),
             *(_cell(row, tool, number) for number, tool in columns), _operators(row, tools),
         ]))  # fmt: skip
     means = [f"**{mean(rows, tool, number):.3f}**" for number, tool in columns]
@@ -220,7 +239,7 @@ def _cell(row: Row, tool: str, threads: int) -> str:
     found = row.timing(tool, threads)
     if found is None:
         return "failed" if tool in row.failures else "-"
-    signs = {Speed.FASTER: " ▼", Speed.SLOWER: " ▲", Speed.SAME: " ≈"}
+    signs = {Speed.FASTER: " ▼", Speed.SLOWER: " ▲", Speed.SAME: " ≈", Speed.UNCLEAR: " ?"}
     return f"{found.ratio:.3f}{signs.get(found.speed, '')}"
 
 
@@ -239,7 +258,7 @@ def _conditions(rows: Sequence[Row]) -> list[str]:
     return [
         f"Milliseconds of the original, and ratios to it; {result.runtime} with all optimisations "
         f"on, {result.provider}, {result.device}; median of {result.rounds} rounds in which all "
-        "have their turn. ▼ faster, ▲ slower, ≈ no difference beyond noise."
+        "have their turn. ▼ faster, ▲ slower, ≈ no difference beyond noise, ? too noisy to tell."
     ]
 
 
@@ -248,7 +267,9 @@ def _summary(rows: Sequence[Row], tools: Sequence[str]) -> list[str]:
     for tool in tools:
         slow = [f"{row.model} ({_slow(row, tool)})" for row in rows if row.slower(tool)]
         what = f"slower than the original beyond noise on {len(slow)} of {len(rows)} models"
-        lines.append(f"- {tool}: {what}{': ' + ', '.join(slow) if slow else ''}")
+        unclear = sum(bool(row.unclear(tool)) for row in rows)
+        listed = f": {', '.join(slow)}" if slow else ""
+        lines.append(f"- {tool}: {what}{listed}; unclear on {unclear}")
     lines += [f"- {row.model}: {tool} failed: {why}" for row in rows
               for tool, why in row.failures.items()]  # fmt: skip
     return lines
@@ -273,6 +294,7 @@ def arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=30)
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--only", action="append", choices=TOOLS)
+    parser.add_argument("--unclear", action="store_true")
     parser.add_argument("--limit", type=float, default=900, help="seconds for a tool or a timing")
     options = parser.parse_args(words)
     options.only = [tool for tool in TOOLS if not options.only or tool in options.only]

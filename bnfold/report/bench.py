@@ -13,13 +13,13 @@ from bnfold.verify.result import InputUse, ProviderRun
 
 
 class Speed(Enum):
-    """How a model compares with the baseline; ``unknown`` with too few runs to tell."""
+    """How a model compares with the baseline; ``unclear`` where noise hides it."""
 
     BASELINE = "baseline"
     FASTER = "faster"
     SLOWER = "slower"
     SAME = "no difference beyond noise"
-    UNKNOWN = "unknown"
+    UNCLEAR = "unclear"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from bnfold.report.markdown import code, escaped, table
 if TYPE_CHECKING:
     from bnfold.report.bench import BenchResult, Timing
 
-_SIGNS = {"faster": " ▼", "slower": " ▲", "no difference beyond noise": " ≈"}
+_SIGNS = {"faster": " ▼", "slower": " ▲", "no difference beyond noise": " ≈", "unclear": " ?"}
 
 
 def bench_markdown(result: BenchResult) -> str:
@@ -25,7 +25,7 @@ def bench_markdown(result: BenchResult) -> str:
             timing = setting.timings[index]
             cells += [words.milliseconds(timing.median), _ratio(timing)]
         rows.append(cells)
-    signs = "▼ faster, ▲ slower, ≈ no difference beyond noise; without a sign it can't be told."
+    signs = "▼ faster, ▲ slower, ≈ no difference beyond noise, ? unclear."
     notes = [escaped(line) for line in words.conditions(result)]
     notes += [escaped(f"{words.title(one)}: {words.noise(one)}") for one in result.settings]
     parts = ["### bnfold: latency", table(heads, rows, "l" + "r" * (len(heads) - 1)), signs]

@@ -57,7 +57,7 @@ def conditions(result: BenchResult) -> Iterator[str]:
     yield (
         f"{counted(result.rounds, 'round')} in which every model has its turn, medians; ratios "
         "within a round, with 99 % intervals (sign test); noise is what two sessions of the first "
-        "model differ by, at least 2 %"
+        "model differ by, at least 2 %; unclear is what could hide a difference of 5 %"
     )
     yield from (f"input {fed(use)}" for use in result.inputs)
     yield from dict.fromkeys(certificate(run) for run in result.certificates)
