@@ -34,8 +34,11 @@ def bench(
     The first one is the baseline. All get the same inputs and take turns in one process; what is
     compared is their times within a round, so that a change of the machine's load meets all alike.
     """
+    from bnfold.report.bench import require_enough
     from bnfold.report.formats import OF_TIMES
 
+    if fail_if_slower is not None:
+        require_enough(given["runs"])
     out = Reports.of(reports, *models, forms=OF_TIMES)
     numbers = _numbers(threads)
     from bnfold import api

@@ -29,6 +29,39 @@ from tests.test_bench import result as injected
 from tests.verify_nets import FOLDED, UNFOLDED, fold, net, statistics
 
 WIDE = "agraph (float[N, 3, H, W] x) => (float[N, 3, H, W] y) {{y = Relu(x)}}"
+HELP = """\
+Usage: bnfold bench [OPTIONS] MODELS...
+
+  Time MODELS side by side on ONNX Runtime, with all of its optimisations on.
+
+  The first one is the baseline. All get the same inputs and take turns in one
+  process; what is compared is their times within a round, so that a change of
+  the machine's load meets all alike.
+
+Options:
+  --provider NAME           Execution provider to run on: cpu, cuda, tensorrt,
+                            migraphx, openvino, dml, coreml or its full name.
+                            [default: cpu]
+  --threads N,...           Numbers of threads to measure on, each by itself.
+                            [default: 1 and, on cpu, all cores]
+  --runs N                  How often each model has its turn.  [default: 30;
+                            x>=1]
+  --seed N                  Seed of the inputs.  [default: 0; x>=0]
+  --inputs PATH             Run on these inputs instead, one sample a turn: .npz
+                            (arrays by input name), .npy, a test_data_set_0
+                            folder or a folder of such; may be given several
+                            times.
+  --allow-tf32              Let NVIDIA devices round products of float32 to
+                            TF32.
+  --report FILE|-           Write what was measured, in the form that the ending
+                            asks for: .json, .md or .txt; with - as JSON to
+                            stdout, and any text to stderr. May be given several
+                            times.
+  --fail-if-slower PERCENT  Exit with 1 when a model is slower than the first by
+                            more than so much, beyond noise.  [x>=0]
+  --debug                   Show the traceback of an error.
+  -h, --help                Show this message and exit.
+"""
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +74,7 @@ def nets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def run(*words: object) -> Result:
-    return CliRunner().invoke(main, ["bench", *map(str, words)])
+    return CliRunner().invoke(main, ["bench", *map(str, words)], prog_name="bnfold")
 
 
 def test_models_are_timed_side_by_side(nets: tuple[Path, Path]) -> None:
@@ -174,6 +207,10 @@ def test_a_model_that_can_not_run_is_named(tmp_path: Path) -> None:
 # ---- the command ----
 
 
+def test_the_help_is() -> None:
+    assert run("-h").stdout == HELP
+
+
 def test_the_command_prints_a_table_and_writes_reports(
     nets: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -234,6 +271,7 @@ def test_only_what_is_slower_than_allowed_fails(
         (("--report", "r.sarif"), "r.sarif: its ending asks for no format"),
         (("--threads", "two"), "--threads: 'two' is no list of numbers; write it as 1,2"),
         (("--threads", "1,,2"), "is no list of numbers"),
+        (("--fail-if-slower", "3", "--runs", "7"), "7 runs can't tell whether a model is slower"),
         (("--report", "a.onnx"), "the report would overwrite what it is about"),
     ],
 )

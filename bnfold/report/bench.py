@@ -121,11 +121,7 @@ class BenchResult:
             UsageError: There are too few runs to tell.
             BnfoldError: A model is slower; names it, with its ratio.
         """
-        if self.rounds < FEWEST:
-            raise UsageError(
-                f"{self.rounds} runs can't tell whether a model is slower",
-                todo=f"take at least {FEWEST}",
-            )
+        require_enough(self.rounds)
         slow = [
             f"{model.file} takes {timing.ratio:.3f} times as long on {setting.threads} thread(s)"
             for setting in self.settings
@@ -137,3 +133,14 @@ class BenchResult:
         if slow:
             limit = f" by more than {percent:g} %" if percent else ""
             raise BnfoldError(f"slower than {self.models[0].file}{limit}: {', '.join(slow)}")
+
+
+def require_enough(rounds: int) -> None:
+    """Refuses a number of rounds that could never show that a model is slower.
+
+    Raises:
+        UsageError: It is one.
+    """
+    if rounds < FEWEST:
+        met = f"{rounds} runs can't tell whether a model is slower"
+        raise UsageError(met, todo=f"take at least {FEWEST}")
