@@ -13,7 +13,8 @@ from bnfold.report.bench import BenchResult, Speed
 from tests.test_bench import result
 from tools import latency
 from tools.compare import Outcome, Steps
-from tools.latency import Row, arguments, load, mean, report, save
+from tools.latency import arguments, load, save
+from tools.latency_table import Row, mean, report
 
 TOOLS = ("onnxsim", "onnxslim", "bnfold")
 
