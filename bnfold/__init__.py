@@ -4,6 +4,7 @@ result = bnfold.fold(model)                      # .model of the same kind, .rep
 report = bnfold.explain(model)                   # the same plan, nothing changed
 bnfold.optimize("in.onnx", "out.onnx")           # file to file, checked
 bnfold.check("in.onnx", "out.onnx").raise_for_status()
+bnfold.bench("in.onnx", "out.onnx")               # latency side by side
 
 Models are ONNX (a path, a ModelProto, an onnx_ir.Model, a torch.onnx.ONNXProgram) or torch (an
 nn.Module, an fx.GraphModule, an ExportedProgram). `FoldAffineSteps` is a pass of onnx-ir,
@@ -16,19 +17,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bnfold.api import check, explain, fold, optimize
+    from bnfold.api import bench, check, explain, fold, optimize
     from bnfold.onnx_pass import FoldAffineSteps
     from bnfold.torch_program import rewrite_constants
 
 __version__ = "0.1.0"
 __all__ = [
-    "FoldAffineSteps", "__version__", "check", "explain", "fold", "optimize", "rewrite_constants",
+    "FoldAffineSteps", "__version__", "bench", "check", "explain", "fold", "optimize",
+    "rewrite_constants",
 ]  # fmt: skip
 
 # Loaded on first use, so that `bnfold --help` does not wait for onnx, nor ONNX for torch.
 _HOMES = {
     "FoldAffineSteps": "bnfold.onnx_pass", "rewrite_constants": "bnfold.torch_program",
-    **dict.fromkeys(("check", "explain", "fold", "optimize"), "bnfold.api"),
+    **dict.fromkeys(("bench", "check", "explain", "fold", "optimize"), "bnfold.api"),
 }  # fmt: skip
 
 

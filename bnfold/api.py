@@ -1,4 +1,4 @@
-"""The public functions: fold, explain, optimize, check."""
+"""The public functions: fold, explain, optimize, check, bench."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from bnfold.verify.providers import CPU
 from bnfold.verify.subjects import is_torch
 
 if TYPE_CHECKING:
+    from bnfold.report.bench import BenchResult
     from bnfold.verify.check import CheckResult
     from bnfold.verify.expected import Expected
 
@@ -342,6 +343,51 @@ def check(
         samples=samples, seed=seed, tiers=tiers, rtol=rtol, atol=atol, allow_tf32=allow_tf32,
         example_inputs=example_inputs, on_progress=on_progress,
         reproducer=None if reproducer is None else Path(reproducer),
+    )  # fmt: skip
+
+
+def bench(
+    *models: Any,
+    provider: str = "cpu",
+    threads: Sequence[int] = (),
+    runs: int = 30,
+    inputs: Any = None,
+    seed: int = 0,
+    allow_tf32: bool = False,
+    on_progress: Progress | None = None,
+) -> BenchResult:
+    """Time ``models`` side by side on ONNX Runtime, with all of its optimisations on.
+
+    All models are fed the same and take turns in one process. What is compared is their times
+    within a round, so that a change of the machine's load meets all of them alike; a difference is
+    told from noise by a sign test, and by a second session of the first model.
+
+    Args:
+        models: ONNX models: paths or models in memory. The first one is the baseline.
+        provider: The execution provider to run on: ``"cpu"``, ``"cuda"``, ...
+        threads: Numbers of threads to measure on, each by itself; by default 1 and, on the CPU,
+            all cores.
+        runs: How often each model has its turn; it takes at least 8 to tell a difference.
+        inputs: Inputs to run on instead of a drawn sample, one sample a turn; as for `check`.
+        seed: Of the drawn sample.
+        allow_tf32: Whether products of float32 may be rounded to TF32 on NVIDIA devices.
+        on_progress: Called with the stage and the fraction of it that is done, if known.
+
+    Returns:
+        Sizes, times and ratios; printed, it is the table that `bnfold bench` prints.
+
+    Raises:
+        ReadError: A file can't be read.
+        UsageError: The models have different inputs, or an option is wrong.
+        ProviderError: The runtime or the provider is not there, or did not run all of a model.
+        InvalidModelError: The runtime refuses a model.
+        InconclusiveError: A model can't be run on these inputs, or memory does not suffice.
+    """
+    from bnfold.latency import time_models
+
+    return time_models(
+        [_readable(model) for model in models], provider=provider, threads=threads, runs=runs,
+        inputs=inputs, seed=seed, allow_tf32=allow_tf32, on_progress=on_progress or _silent,
     )  # fmt: skip
 
 

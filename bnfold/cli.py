@@ -20,6 +20,7 @@ import click
 from bnfold import __version__
 from bnfold import cli_options as options
 from bnfold.ci import announce_error
+from bnfold.cli_bench import bench
 from bnfold.cli_output import (
     Reports,
     Screen,
@@ -100,9 +101,12 @@ def _stop(ctx: click.Context, message: str, exit_code: int) -> NoReturn:
 def main() -> None:
     """Fold BatchNorm and every other per-channel affine step of ONNX models.
 
-    Exit codes: 0 done, 1 mismatch or --fail-on-kept, 2 usage, 3 inconclusive,
-    4 environment, 5 bad model or file, 70 a bug of bnfold, 130 interrupted.
+    Exit codes: 0 done, 1 mismatch, --fail-on-kept or --fail-if-slower, 2 usage,
+    3 inconclusive, 4 environment, 5 bad model or file, 70 a bug of bnfold, 130 interrupted.
     """
+
+
+main.add_command(bench)
 
 
 @main.command(short_help="Fold a model, check it and write it.")

@@ -97,3 +97,32 @@ checking = _some_of((
         "for optimize <stem of OUT>.reproducer beside OUT]",
     ),
 ))  # fmt: skip
+timing = _some_of((
+    click.option(
+        "--provider", metavar="NAME", default="cpu", show_default=True,
+        help="Execution provider to run on: cpu, cuda, tensorrt, migraphx, openvino, dml, coreml "
+        "or its full name.",
+    ),
+    click.option(
+        "--threads", metavar="N,...", default="",
+        help="Numbers of threads to measure on, each by itself.  [default: 1 and, on cpu, all "
+        "cores]",
+    ),
+    click.option(
+        "--runs", metavar="N", type=click.IntRange(min=1), default=30, show_default=True,
+        help="How often each model has its turn.",
+    ),
+    click.option(
+        "--seed", metavar="N", type=click.IntRange(min=0), default=0, show_default=True,
+        help="Seed of the inputs.",
+    ),
+    click.option(
+        "--inputs", metavar="PATH", multiple=True,
+        help="Run on these inputs instead, one sample a turn: .npz (arrays by input name), .npy, a "
+        "test_data_set_0 folder or a folder of such; may be given several times.",
+    ),
+    click.option(
+        "--allow-tf32", is_flag=True,
+        help="Let NVIDIA devices round products of float32 to TF32.",
+    ),
+))  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -97,18 +97,23 @@ class Reports:
     paths: tuple[str, ...]
 
     @classmethod
-    def of(cls, paths: Sequence[str], *models: str) -> Reports:
+    def of(cls, paths: Sequence[str], *models: str, forms: Collection[str] = ()) -> Reports:
         """The reports that were asked for.
+
+        Args:
+            paths: Where they are to be.
+            models: What must not be overwritten.
+            forms: The forms that the command has; all where empty.
 
         Raises:
             UsageError: One would overwrite a model, or its ending asks for no form.
         """
-        from bnfold.report.formats import format_of
+        from bnfold.report.formats import FORMATS, format_of
 
         for path in paths:
             _refuse_overwriting(path, *models)
             if not _is_device(path):
-                format_of(path)
+                format_of(path, forms or FORMATS)
         return cls(tuple(dict.fromkeys(paths)))
 
     @property

@@ -46,8 +46,9 @@ Usage: bnfold [OPTIONS] COMMAND [ARGS]...
 
   Fold BatchNorm and every other per-channel affine step of ONNX models.
 
-  Exit codes: 0 done, 1 mismatch or --fail-on-kept, 2 usage, 3 inconclusive, 4
-  environment, 5 bad model or file, 70 a bug of bnfold, 130 interrupted.
+  Exit codes: 0 done, 1 mismatch, --fail-on-kept or --fail-if-slower, 2 usage, 3
+  inconclusive, 4 environment, 5 bad model or file, 70 a bug of bnfold, 130
+  interrupted.
 
 Options:
   --version   Show the version and exit.
@@ -55,6 +56,7 @@ Options:
   -h, --help  Show this message and exit.
 
 Commands:
+  bench     Time models side by side.
   check     Check that two models say the same.
   doctor    Say what this machine can check on.
   explain   Say of each affine step whether it folds.
@@ -521,7 +523,7 @@ def test_a_failed_check_says_that_nothing_was_written(fake: Fake) -> None:
     assert json.loads(result.stdout)["target"] is None
 
 
-KEYS = ["schema_version", "tool", "report", "check", "target", "dropped", "reproducer"]
+KEYS = ["schema_version", "tool", "report", "check", "target", "dropped", "reproducer", "bench"]
 
 
 @pytest.mark.parametrize("verdict", Verdict)

@@ -27,10 +27,11 @@ LAYERS = (
     ("onnx_", "torch_"),
     ("simplify", "verify"),
     ("report", "progress"),
-    ("rollback",),
+    ("rollback", "latency"),
     ("api",),
     ("testing", "ci", "cli_options"),
     ("cli_output",),
+    ("cli_bench",),
     ("cli", "pre_commit", "pytest_plugin"),
 )
 

@@ -326,7 +326,7 @@ def strict(text: str) -> Any:
 def test_json_is_one_envelope_and_has_everything() -> None:
     data = strict(render_json(Envelope(REPORT, CHECK, "out.onnx")))
     assert list(data) == [
-        "schema_version", "tool", "report", "check", "target", "dropped", "reproducer",
+        "schema_version", "tool", "report", "check", "target", "dropped", "reproducer", "bench",
     ]  # fmt: skip
     assert data["schema_version"] == SCHEMA_VERSION
     assert data["tool"] == {"name": "bnfold", "version": __version__}

@@ -15,6 +15,7 @@ import pytest
 import bnfold.report
 from bnfold.errors import UsageError
 from bnfold.report.as_json import render_json
+from bnfold.report.bench import BenchModel, BenchResult, Setting, Timing
 from bnfold.report.envelope import Envelope, envelope_from_json
 from bnfold.report.formats import FORMATS, format_of, render
 from bnfold.report.model import SCHEMA_VERSION, Joint, Report, Size, Step
@@ -24,6 +25,7 @@ from tests.report_samples import FAILING, PASSING, SAMPLES
 SCHEMA = bnfold.report.schema()
 CHECKER = jsonschema.Draft202012Validator(SCHEMA)
 CLASSES = (
+    BenchModel, BenchResult, Setting, Timing,
     Joint, Report, Size, Step, result.CheckResult, result.InputUse, result.Mutation,
     result.OutputResult, result.ProviderRun, result.SiteResult, result.TierResult,
     result.WeightRange, judge.Decisions, judge.Figures, judge.Gates, judge.Measured, judge.Settled,

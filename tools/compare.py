@@ -242,18 +242,22 @@ MEASURES: dict[str, Callable[[Steps], int]] = {
 
 
 def measure(tool: str, source: Path, level: str, limit: float) -> Outcome:
-    """One run of ``tool`` on ``source`` in a process of its own."""
+    """One run of ``tool`` on ``source``, whose result is thrown away."""
+    with tempfile.TemporaryDirectory(prefix="bnfold-compare-") as folder:
+        return made(tool, source, Path(folder) / "out.onnx", level, limit)
+
+
+def made(tool: str, source: Path, target: Path, level: str, limit: float) -> Outcome:
+    """One run of ``tool`` from ``source`` to ``target`` in a process of its own."""
     level = level if tool == "bnfold" else ""
     start = time.perf_counter()
     # The worker counts as well: a file that can't be read is a failure of its tool.
-    with tempfile.TemporaryDirectory(prefix="bnfold-compare-") as folder:
-        target = Path(folder) / "out.onnx"
-        command = [sys.executable, "-m", "tools.compare", "--worker",
-                   tool, str(source.resolve()), str(target), level]  # fmt: skip
-        try:
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit)
-        except subprocess.TimeoutExpired:
-            return Outcome(None, f"not done after {limit:.0f} s", limit, level)
+    command = [sys.executable, "-m", "tools.compare", "--worker",
+               tool, str(source.resolve()), str(target), level]  # fmt: skip
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit)
+    except subprocess.TimeoutExpired:
+        return Outcome(None, f"not done after {limit:.0f} s", limit, level)
     seconds = round(time.perf_counter() - start, 2)
     if done.returncode:
         words = [f"exit {done.returncode}", *done.stderr.strip().splitlines()[-1:]]

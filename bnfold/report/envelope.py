@@ -9,6 +9,7 @@ from typing import Any
 
 from bnfold import __version__
 from bnfold.errors import UsageError
+from bnfold.report.bench import BenchResult
 from bnfold.report.model import SCHEMA_VERSION, Report
 from bnfold.verify.plain import plain, restored
 from bnfold.verify.result import CheckResult
@@ -26,6 +27,7 @@ class Envelope:
         target: The file that was written; None where none was.
         dropped: Steps whose fold was taken back because the check did not pass with it, by name.
         reproducer: The folder with a reproducer of what failed; None where there is none.
+        bench: The latency of models side by side; None where nothing was timed.
         version: The version of bnfold that found it.
     """
 
@@ -34,13 +36,16 @@ class Envelope:
     target: str | None = None
     dropped: tuple[str, ...] = ()
     reproducer: str | None = None
+    bench: BenchResult | None = None
     version: str = __version__
 
     @property
     def model(self) -> str:
-        """The file that the findings are about: what was folded, else what was checked."""
+        """The file that the findings are about: what was folded, timed or checked."""
         if self.report is not None:
             return self.report.source
+        if self.bench is not None and self.bench.models:
+            return self.bench.models[0].file
         return self.check.candidate if self.check is not None else ""
 
     @property
@@ -58,6 +63,7 @@ class Envelope:
             "target": self.target,
             "dropped": list(self.dropped),
             "reproducer": self.reproducer,
+            "bench": plain(self.bench),
         }
 
 
@@ -85,6 +91,7 @@ def envelope_from_json(text: str, file: str = "") -> Envelope:
             target=restored(str | None, stored.get("target")),
             dropped=restored(tuple[str, ...], stored.get("dropped", ())),
             reproducer=restored(str | None, stored.get("reproducer")),
+            bench=restored(BenchResult | None, stored.get("bench")),
             version=str((stored.get("tool") or {}).get("version", "")),
         )
     except (ValueError, AttributeError, OverflowError) as error:

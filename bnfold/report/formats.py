@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING
 
 from bnfold.errors import UsageError
@@ -36,18 +36,28 @@ _ENDINGS = {
 }
 
 
-def format_of(path: str) -> str:
+# What can say how long models take: the others are about verdicts.
+OF_TIMES = ("json", "markdown", "text")
+
+
+def format_of(path: str, forms: Collection[str] = FORMATS) -> str:
     """The format that ``path`` asks for by its ending; ``-`` is JSON.
 
+    Args:
+        path: Where the report is to be.
+        forms: Those that the command has.
+
     Raises:
-        UsageError: There is no format with this ending.
+        UsageError: There is no format with this ending, or the command has none.
     """
     if path == "-":
         return "json"
     for ending, name in _ENDINGS.items():
         if path.lower().endswith(ending):
-            return name
-    known = ", ".join(f"{ending} ({name})" for ending, name in _ENDINGS.items())
+            if name in forms:
+                return name
+            break
+    known = ", ".join(f"{ending} ({name})" for ending, name in _ENDINGS.items() if name in forms)
     raise UsageError(
         "its ending asks for no format of a report", file=path, todo=f"the endings are {known}"
     )

@@ -33,6 +33,16 @@ def wrap(line: str, width: int) -> str:
     )  # fmt: skip
 
 
+def aligned(rows: Sequence[tuple[str, ...]]) -> str:
+    """Columns as wide as their widest cell; the first to the left, numbers to the right."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = []
+    for name, *numbers in rows:
+        cells = [cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=True)]
+        lines.append("  ".join([name.ljust(widths[0]), *cells]).rstrip())
+    return "\n".join(lines)
+
+
 def paint(text: str, style: str, color: bool) -> str:
     """``text`` in an ANSI style, where there are colors."""
     return f"\x1b[{style}m{text}\x1b[0m" if color else text

@@ -33,6 +33,10 @@ def render_markdown(found: Envelope, *, listed: int = ALL) -> str:
         found: What was found.
         listed: How many steps, sites and outputs are listed of each kind.
     """
+    if found.bench is not None:
+        from bnfold.report.markdown_bench import bench_markdown  # it writes with what is here
+
+        return bench_markdown(found.bench)
     parts = [_headline(found)]
     if found.report is not None:
         parts += [*map(escaped, counts_of(found.report)), *_size(found.report)]
@@ -98,16 +102,17 @@ def _size(report: Report) -> Iterator[str]:
     for name, old, new in words.totals(before, after):
         say = human_bytes if name == "bytes" else "{:,}".format
         rows.append((f"**{name}**", say(old), say(new), share(old, new)))
-    yield _table(("", "before", "after", "change"), rows, "lrrr")
+    yield table(("", "before", "after", "change"), rows, "lrrr")
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], sides: str) -> str:
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]], sides: str) -> str:
+    """A table; ``sides`` has ``l`` or ``r`` for each column."""
     rules = [{"l": ":--", "r": "--:"}[side] for side in sides]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, rules, *rows))
 
 
 def _check(check: CheckResult, listed: int) -> Iterator[str]:
-    yield _table(("tier", "on", "verdict", "found"), map(_tier_row, check.tiers), "llll")
+    yield table(("tier", "on", "verdict", "found"), map(_tier_row, check.tiers), "llll")
     wrong = [
         f"- {SIGNS[verdict]} {escaped(said)}"
         for tier in check.tiers

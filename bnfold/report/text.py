@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from bnfold.report.lines import (
     LISTED,
     UNCUT,
+    aligned,
     counted,
     human_bytes,
     more,
@@ -22,6 +23,7 @@ from bnfold.report.lines import (
     share,
     wrap,
 )
+from bnfold.report.text_bench import render_bench
 from bnfold.report.text_check import render_check
 from bnfold.report.words import changed_operators, rolled_back, totals
 
@@ -41,6 +43,8 @@ def render_text(found: Envelope) -> str:
         parts += [one_line(line) for line in (rolled_back(found.dropped),) if line]
     if found.check is not None:
         parts.append(render_check(found.check))
+    if found.bench is not None:
+        parts.append(render_bench(found.bench))
     if found.target is not None:
         parts.append(one_line(f"written to {found.target}"))
     if found.reproducer is not None:
@@ -143,7 +147,7 @@ def _table(report: Report) -> list[str]:
     rows += [_row(name, old, new) for name, old, new in changed_operators(before, after)]
     for name, old, new in totals(before, after):
         rows.append(_row(name, old, new, human_bytes if name == "bytes" else "{:,}".format))
-    return [_aligned(rows)]
+    return [aligned(rows)]
 
 
 def _row(
@@ -152,16 +156,6 @@ def _row(
     delta = new - old
     sign = "+" if delta > 0 else ""
     return one_line(name), say(old), say(new), f"{sign}{say(delta)}", share(old, new)
-
-
-def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
-    """Columns as wide as their widest cell; the first to the left, numbers to the right."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    lines = []
-    for name, *numbers in rows:
-        cells = [cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=True)]
-        lines.append("  ".join([name.ljust(widths[0]), *cells]).rstrip())
-    return "\n".join(lines)
 
 
 # ---- the steps ----

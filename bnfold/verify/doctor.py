@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 from collections.abc import Iterator, Mapping
 
 import bnfold
@@ -15,7 +14,7 @@ from bnfold.errors import BnfoldError, ProviderError
 from bnfold.verify.cuda_libraries import cuda_libraries
 from bnfold.verify.diagnosis import Diagnosis, Problem, Tried
 from bnfold.verify.environment import installed_version
-from bnfold.verify.machine import Gpu, cpu_name, memory, nvidia_devices, torch_found
+from bnfold.verify.machine import Gpu, cores, cpu_name, memory, nvidia_devices, torch_found
 from bnfold.verify.providers import (
     CPU,
     CUDA,
@@ -53,7 +52,7 @@ def diagnose() -> Diagnosis:
           if oracle_error else []),
     )  # fmt: skip
     return Diagnosis(
-        bnfold.__version__, platform.python_version(), platform.platform(), cpu_name(), _cores(),
+        bnfold.__version__, platform.python_version(), platform.platform(), cpu_name(), cores(),
         memory(), flavours(), runtime, tried, devices, cuda_libraries(), torch_found(),
         f"onnx {installed_version('onnx')}", oracle_error, _packages(), _environment(), problems,
     )  # fmt: skip
@@ -171,12 +170,6 @@ def _packages() -> dict[str, str]:
 def _environment() -> dict[str, str]:
     names = (OVERRIDE, "CUDA_VISIBLE_DEVICES", "ORT_CUDA_UNAVAILABLE", "LD_LIBRARY_PATH")
     return {name: os.environ[name] for name in names if name in os.environ}
-
-
-def _cores() -> int:
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _said(error: Exception) -> str:

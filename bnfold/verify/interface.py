@@ -14,6 +14,7 @@ from bnfold.verify.subject import Subject, TensorSpec
 T = TypeVar("T")
 
 _TODO = "check a model against the one it was made from"
+_SAME_INPUTS = "models can be timed side by side where all take the same inputs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +65,26 @@ def require_same_interface(reference: Subject, candidate: Subject) -> Interface:
     return Interface(inputs, outputs)
 
 
+def require_same_inputs(reference: Subject, candidate: Subject) -> None:
+    """Both models take tensors of the same names, types and sizes.
+
+    Raises:
+        UsageError: Names the first input that differs.
+    """
+    _paired("input", reference.inputs, candidate.inputs, candidate.name, by_name=True,
+            todo=_SAME_INPUTS)  # fmt: skip
+
+
 def _paired(
     what: str, before: Sequence[TensorSpec], after: Sequence[TensorSpec], file: str, *,
-    by_name: bool,
+    by_name: bool, todo: str = _TODO,
 ) -> dict[str, str]:  # fmt: skip
     if by_name or {spec.name for spec in before} == {spec.name for spec in after}:
         fault = _names_differ(before, after)
     else:
         fault = _numbers_differ(before, after)
     if fault:
-        raise UsageError(f"the models' interfaces differ: {what} {fault}", file=file, todo=_TODO)
+        raise UsageError(f"the models' interfaces differ: {what} {fault}", file=file, todo=todo)
     if {spec.name for spec in before} == {spec.name for spec in after}:
         known = {spec.name: spec for spec in after}
         after = [known[spec.name] for spec in before]
@@ -82,7 +93,7 @@ def _paired(
             called = "" if one.name == other.name else f" ('{one.name}' of the reference)"
             raise UsageError(
                 f"the models' interfaces differ: {what} '{other.name}'{called} is "
-                f"{_described(other)}, not {_described(one)}", file=file, todo=_TODO,
+                f"{_described(other)}, not {_described(one)}", file=file, todo=todo,
             )  # fmt: skip
     return {one.name: other.name for one, other in zip(before, after, strict=True)}
 

@@ -16,6 +16,7 @@ from bnfold.verify.providers import CPU, NVIDIA, library_hint, options_for
 from bnfold.verify.subject import RunOptions
 
 _NO_FALLBACK = "session.disable_cpu_ep_fallback"
+_STOP_SPINNING = "session.force_spinning_stop"
 _RECORD = "session.record_ep_graph_assignment_info"
 
 
@@ -88,10 +89,14 @@ def _made(
 def _session_options(ort: Any, options: RunOptions, profile: Path | None, *, alone: bool) -> Any:
     made = ort.SessionOptions()
     # Off, or ORT folds the reference's BatchNorm for us and the test proves nothing.
-    made.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    level = "ORT_ENABLE_ALL" if options.optimise else "ORT_DISABLE_ALL"
+    made.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
     made.log_severity_level = 4  # what it would say comes as an exception too
     if options.threads is not None:
         made.intra_op_num_threads = options.threads
+    if options.optimise:
+        # Else the threads of one session wait in a loop while the next one is timed.
+        made.add_session_config_entry(_STOP_SPINNING, "1")
     if alone:
         made.add_session_config_entry(_NO_FALLBACK, "1")
     if profile is not None:

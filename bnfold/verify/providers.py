@@ -78,7 +78,9 @@ def full_name(provider: str) -> str:
 
 
 def options_for(provider: str, options: RunOptions) -> dict[str, str]:
-    """The provider's options that make it compute as exactly as it can."""
+    """The provider's options that make it compute as exactly as it can, or as fast."""
+    if provider == CUDA and options.optimise:
+        return {"use_tf32": str(int(options.tf32))}
     if provider == CUDA:
         # TF32 keeps 10 bits, and the default search picks another algorithm each run.
         return {"use_tf32": str(int(options.tf32)), "cudnn_conv_algo_search": "HEURISTIC"}

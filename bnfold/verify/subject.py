@@ -45,11 +45,14 @@ class RunOptions:
         threads: Threads within an operator on the CPU; the runtime's default where None.
         profile: Whether to record where every node really ran, so that `Runner.certificate` can
             tell the fact beside the promise.
+        optimise: Whether the runtime may rewrite the graph and choose the fastest kernels: to time
+            a model, never to check it.
     """
 
     tf32: bool = False
     threads: int | None = None
     profile: bool = True
+    optimise: bool = False
 
 
 class Runner(Protocol):
