@@ -81,6 +81,11 @@ class Editor:
         if old is not None:
             self._left.append(old)
 
+    def keep_inputs(self, node: ir.Node, count: int) -> None:
+        """Let ``node`` read its first ``count`` inputs alone."""
+        self._left.extend(value for value in node.inputs[count:] if value is not None)
+        node.resize_inputs(count)
+
     def _is_own_initializer(self, value: ir.Value) -> bool:
         """Whether ``value`` is an initializer that only one input of one node reads."""
         if not value.is_initializer() or value.is_graph_output():

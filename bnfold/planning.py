@@ -13,7 +13,7 @@ from enum import Enum
 import numpy as np
 
 from bnfold.affine import AffineMap
-from bnfold.channel_graph import ValueId
+from bnfold.channel_graph import Leftover, ValueId
 
 
 class How(Enum):
@@ -195,12 +195,16 @@ class Fold:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Step ``step`` stays for ``reason``; ``witness`` names what stands in the way."""
+    """Step ``step`` stays for ``reason``; ``witness`` names what stands in the way.
+
+    With ``unchanged`` it also stays as it is written: another form of it was refused.
+    """
 
     step: int
     reason: Reason
     witness: tuple[str, ...]
     detail: str = ""
+    unchanged: bool = False
 
     @property
     def sentence(self) -> str:
@@ -261,7 +265,8 @@ class Plan:
 
     ``folds`` are in the order in which they were decided, which is the order to make them in:
     each speaks of the tensors that the ones before it left. ``units`` has the values that are
-    stored in units other than their own.
+    stored in units other than their own. ``forms`` has the steps that stay and are written as other
+    operators.
     """
 
     level: str
@@ -269,3 +274,4 @@ class Plan:
     kept: tuple[Kept, ...]
     absorptions: Mapping[int, Absorption]
     units: Mapping[ValueId, Units] = field(default_factory=dict)
+    forms: Mapping[int, Leftover] = field(default_factory=dict)
