@@ -98,8 +98,10 @@ def _multiply_and_add(
 ) -> None:
     node, stem = site.node, _stem(site.node)
     if factor is None:
+        beta = node.inputs[2]
         assert term is not None
-        node.replace_input_with(1, node.inputs[2])  # so that the shift keeps its name
+        assert beta is not None
+        editor.set_input(node, 1, beta)  # so that the shift keeps its name
         _become(editor, node, "Add", 2)
         editor.set_constant(node, 1, term, site.graph, f"{stem}_shift")
         return

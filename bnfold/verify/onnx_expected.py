@@ -59,7 +59,7 @@ def recognised(
                 return None
             if (planned.plan.folds or planned.plan.forms) and made == wanted:
                 return expected
-            if _normalisations(made) <= _normalisations(wanted):
+            if leftover == "keep" and _normalisations(made) <= _normalisations(wanted):
                 break  # what stays is written as it was
     return None
 
