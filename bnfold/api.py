@@ -135,8 +135,8 @@ def fold(
         ReadError: The file can't be read.
         InvalidModelError: The model is not valid, or a BatchNormalization's parameters mean
             nothing (a negative or NaN variance, a wrong length).
-        UsageError: There is no such level or form, ``model`` is of a kind that is not supported, or an
-            option is for models of another kind.
+        UsageError: There is no such level or form, ``model`` is of a kind that is not supported,
+            or an option is for models of another kind.
     """
     options = Options.of(level, trust_initializers, unshare, leftover)
     if is_torch(model):
@@ -147,7 +147,10 @@ def fold(
     _refuse_for_onnx(example_inputs, example_kwargs, inplace, dynamic_shapes)
     if _is_program(model):
         result = fold(
-            _model_of(model), level=level, trust_initializers=trust_initializers, unshare=unshare,
+            _model_of(model),
+            level=level,
+            trust_initializers=trust_initializers,
+            unshare=unshare,
             leftover=leftover,
         )
         return FoldResult(_program_of(model, result.model), result.report)

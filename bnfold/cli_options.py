@@ -33,10 +33,10 @@ unshare = click.option(
     help="Let operators that share a weight have their own, up to so many bytes more.",
 )  # fmt: skip
 leftover = click.option(
-    "--leftover", type=click.Choice(["keep", "affine", "depthwise"]), default="keep",
-    show_default=True,
-    help="How to write a BatchNormalization that stays: as it is, as Mul and Add, or as a "
-    "depthwise 1x1 Conv.",
+    "--leftover", metavar="FORM", type=click.Choice(["keep", "affine", "depthwise"]),
+    default="keep", show_default=True,
+    help="How to write a BatchNormalization that stays: keep (as it is), affine (Mul and Add) or "
+    "depthwise (a 1x1 Conv).",
 )  # fmt: skip
 report = click.option(
     "--report", "reports", metavar="FILE|-", multiple=True,

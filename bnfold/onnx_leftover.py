@@ -16,7 +16,7 @@ import onnx_ir as ir
 from bnfold.affine import AffineMap
 from bnfold.channel_graph import Leftover
 from bnfold.folding import leftover_numbers
-from bnfold.onnx_edit import Editor
+from bnfold.onnx_edit import Editor, TensorLike
 from bnfold.onnx_facts import FLOAT_TYPES, Facts
 from bnfold.onnx_steps import StepSite
 
@@ -82,7 +82,7 @@ def rewritten(
     return lambda: _multiply_and_add(editor, site, factor, term)
 
 
-def _convolve(editor: Editor, site: StepSite, weight: ir.Tensor, bias: ir.Tensor | None) -> None:
+def _convolve(editor: Editor, site: StepSite, weight: TensorLike, bias: TensorLike | None) -> None:
     node, stem = site.node, _stem(site.node)
     _become(editor, node, "Conv", 2 if bias is None else 3)
     editor.set_constant(node, 1, weight, site.graph, f"{stem}_weight")
@@ -94,7 +94,7 @@ def _convolve(editor: Editor, site: StepSite, weight: ir.Tensor, bias: ir.Tensor
 
 
 def _multiply_and_add(
-    editor: Editor, site: StepSite, factor: ir.Tensor | None, term: ir.Tensor | None
+    editor: Editor, site: StepSite, factor: TensorLike | None, term: TensorLike | None
 ) -> None:
     node, stem = site.node, _stem(site.node)
     if factor is None:

@@ -30,9 +30,7 @@ _TORCH = {name: dtype for dtype, name in DTYPES.items()}
 _MODULES: dict[int, Callable[..., nn.Module]] = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
 
 
-def rewritten(
-    described: Described, editor: Editor, writer: Writer, index: int, plan: Plan
-) -> Edit:
+def rewritten(described: Described, editor: Editor, writer: Writer, index: int, plan: Plan) -> Edit:
     """The edit that writes step ``index`` in the form that ``plan`` has for it, all computed.
 
     Args:

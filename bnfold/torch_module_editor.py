@@ -108,6 +108,8 @@ class ModuleEditor:
             if new or removal.steps <= self._vanished:
                 old = self.tree.module(path)
                 left = [self.tree.module(inner) for inner in removal.left]
+                for module in new:
+                    module.train(old.training)
                 self._replace(old, _in_place_of(old, [*new, *left]))
 
     def _replace(self, old: nn.Module, new: nn.Module) -> None:

@@ -14,8 +14,8 @@ from click.testing import CliRunner
 from numpy.typing import DTypeLike
 
 import bnfold
-from bnfold import onnx_commit
 from bnfold.cli import main
+from bnfold.onnx_leftover import rewritten
 from bnfold.onnx_pass import FoldAffineSteps
 from bnfold.verify.judge import Verdict
 from tests import nets
@@ -32,7 +32,9 @@ def statistics(name: str, channels: int = 4, dtype: DTypeLike = np.float32) -> A
     return found
 
 
-def fenced(sizes: str = "N,4,5,6", kind: str = "float", *, attributes: str = "", **header: Any) -> Any:
+def fenced(
+    sizes: str = "N,4,5,6", kind: str = "float", *, attributes: str = "", **header: Any
+) -> Any:
     """A BatchNormalization between operators that let no units through."""
     return nets.model(
         f"""g ({kind}[{sizes}] x) => ({kind}[{sizes}] y) {{
@@ -57,7 +59,10 @@ def test_every_rank_takes_the_forms_that_it_has(sizes: str, form: str) -> None:
     model, report = nets.folded(fenced(sizes), leftover=form)
     taken = RANKS[sizes, form]
     assert forms(report) == {"bn": taken}
-    assert dict(nets.operators(model)) == {"Sigmoid": 2, **dict.fromkeys(FORMS.get(taken, (BN,)), 1)}
+    assert dict(nets.operators(model)) == {
+        "Sigmoid": 2,
+        **dict.fromkeys(FORMS.get(taken, (BN,)), 1),
+    }
     assert nets.runtime_says(model) == ""
 
 
@@ -147,7 +152,7 @@ def test_one_operator_stays_what_it_is() -> None:
         """g (float[N,3,2,2] x) => (float[N,3,2,2] y) {
             a = Sigmoid(x) b = Mul(a, c) d = Sigmoid(b) e = Sub(c, d) f = Sigmoid(e)
             h = Div(f, c) y = Sigmoid(h) }""",
-        {"c": np.float32([2, 3, 4]).reshape(3, 1, 1)},
+        {"c": np.array([2, 3, 4], np.float32).reshape(3, 1, 1)},
     )
     for form in FORMS:
         model, report = nets.folded(proto, leftover=form)
@@ -327,14 +332,13 @@ def test_a_form_with_which_the_check_fails_is_taken_back(
     form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     onnx.save(mixed(), tmp_path / "net.onnx")
-    right = onnx_commit.rewritten
 
     def off(facts: Any, editor: Any, index: int, site: Any, kind: Any, merged: Any) -> Any:
         bent = copy.copy(merged) if site.node.name != "bn3" else merged.after(merged)
-        return right(facts, editor, index, site, kind, bent)
+        return rewritten(facts, editor, index, site, kind, bent)
 
     sound = bnfold.fold(mixed(), leftover=form)
-    monkeypatch.setattr(onnx_commit, "rewritten", off)
+    monkeypatch.setattr("bnfold.onnx_commit.rewritten", off)
     result = bnfold.optimize(tmp_path / "net.onnx", tmp_path / "out.onnx", leftover=form)
     assert result.dropped == ("bn3",)
     assert result.written

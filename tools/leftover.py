@@ -119,7 +119,12 @@ def render(rows: Sequence[Row]) -> str:
         "|---|---:|---:|---:|" + "---:|" * len(forms),
     ]
     for row in rows:
-        cells = [row.model, str(row.threads), str(row.rewritten["keep"]), f"{1e3 * row.keep:.1f} ms"]
+        cells = [
+            row.model,
+            str(row.threads),
+            str(row.rewritten["keep"]),
+            f"{1e3 * row.keep:.1f} ms",
+        ]
         cells += [_said(row, form) for form in forms]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

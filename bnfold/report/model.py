@@ -109,9 +109,7 @@ def steps_of(graph: ChannelGraph, plan: Plan) -> tuple[Step, ...]:
     """The verdicts of ``plan`` in the order of the graph."""
     verdicts: dict[int, Fold | Kept] = {fold.step: fold for fold in plan.folds}
     verdicts.update({kept.step: kept for kept in plan.kept})
-    return tuple(
-        _step(graph, verdicts[index], plan.forms.get(index)) for index in sorted(verdicts)
-    )
+    return tuple(_step(graph, verdicts[index], plan.forms.get(index)) for index in sorted(verdicts))
 
 
 def _step(graph: ChannelGraph, verdict: Fold | Kept, form: Leftover | None) -> Step:
