@@ -92,6 +92,7 @@ def fold(
     dynamic_shapes: Any = None,
     trust_initializers: bool = False,
     unshare: bool | int = False,
+    leftover: str = "keep",
 ) -> FoldResult:
     """Fold every affine step that can be folded; the given model is left as it is.
 
@@ -121,6 +122,11 @@ def fold(
         unshare: A weight that several operators read is scaled only where all of them agree. With
             True each may get a weight of its own where that frees a fold, as long as no more than
             64 MiB are stored again; a number is another such limit, in bytes.
+        leftover: How a BatchNormalization that stays is written: ``"keep"`` as it is,
+            ``"affine"`` as a multiplication and an addition, ``"depthwise"`` as a convolution
+            of 1x1 with a group for each channel. It stays as it is where its rank, its number of
+            channels or its type does not allow the other form. In a ``torch.nn.Module`` only
+            ``"depthwise"`` does anything: a module of its own takes the place of the old one.
 
     Returns:
         The folded model of the same kind (for a path, an ``onnx_ir.Model`` that holds its weights)
@@ -130,10 +136,10 @@ def fold(
         ReadError: The file can't be read.
         InvalidModelError: The model is not valid, or a BatchNormalization's parameters mean
             nothing (a negative or NaN variance, a wrong length).
-        UsageError: There is no such level, ``model`` is of a kind that is not supported, or an
-            option is for models of another kind.
+        UsageError: There is no such level or form, ``model`` is of a kind that is not supported,
+            or an option is for models of another kind.
     """
-    options = Options.of(level, trust_initializers, unshare)
+    options = Options.of(level, trust_initializers, unshare, leftover)
     if is_torch(model):
         from bnfold.torch_api import fold_torch, given
 
@@ -142,7 +148,11 @@ def fold(
     _refuse_for_onnx(example_inputs, example_kwargs, inplace, dynamic_shapes)
     if _is_program(model):
         result = fold(
-            _model_of(model), level=level, trust_initializers=trust_initializers, unshare=unshare
+            _model_of(model),
+            level=level,
+            trust_initializers=trust_initializers,
+            unshare=unshare,
+            leftover=leftover,
         )
         return FoldResult(_program_of(model, result.model), result.report)
     source, graph, inferred = _given(model)
@@ -164,6 +174,7 @@ def explain(
     dynamic_shapes: Any = None,
     trust_initializers: bool = False,
     unshare: bool | int = False,
+    leftover: str = "keep",
 ) -> Report:
     """Say of every affine step what `fold` would do with it and why; nothing is changed.
 
@@ -178,11 +189,12 @@ def explain(
         dynamic_shapes: As for `fold`.
         trust_initializers: As for `fold`.
         unshare: As for `fold`.
+        leftover: As for `fold`.
 
     Raises:
         As `fold`.
     """
-    options = Options.of(level, trust_initializers, unshare)
+    options = Options.of(level, trust_initializers, unshare, leftover)
     if is_torch(model):
         from bnfold.torch_api import explain_torch, given
 
@@ -203,6 +215,7 @@ def optimize(
     simplify: bool = False,
     trust_initializers: bool = False,
     unshare: bool | int = False,
+    leftover: str = "keep",
     samples: int = 8,
     seed: int = 0,
     inputs: Any = None,
@@ -228,6 +241,7 @@ def optimize(
         simplify: Run onnxsim first (the extra ``bnfold[simplify]``).
         trust_initializers: As for `fold`.
         unshare: As for `fold`.
+        leftover: As for `fold`.
         samples: How many input samples the check draws.
         seed: Of the drawn samples.
         inputs: Inputs to check on instead of drawn ones; as for `check`.
@@ -250,7 +264,7 @@ def optimize(
     from bnfold.verify.check import Plan
     from bnfold.verify.check import check as run
 
-    options = Options.of(level, trust_initializers, unshare)
+    options = Options.of(level, trust_initializers, unshare, leftover)
     plan = Plan.of(providers, tiers, rtol, atol, allow_tf32)
     if check:
         plan.require_providers()  # also where nothing folds, so that nothing is run there

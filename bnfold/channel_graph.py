@@ -57,6 +57,15 @@ class Bias(Enum):
     NOWHERE = "nowhere: what calls the operator has no place for a bias"
 
 
+class Leftover(Enum):
+    """As what other operators a step that stays can be written."""
+
+    AFFINE = "affine"
+    """A multiplication, an addition, or one behind the other."""
+    DEPTHWISE = "depthwise"
+    """A convolution of 1x1 with a group for each channel."""
+
+
 class Form(Enum):
     """What one operator of an affine step can express."""
 
@@ -192,6 +201,8 @@ class Affine(Operator):
     ``axis`` is None when the map is the same everywhere. ``map`` is None when a parameter is
     not constant. ``unproved`` says what about the channel axis could not be proved, if anything.
     ``stays`` names the code that the step is written in, if that can't be changed.
+    ``alternatives`` are the operators that the graph could hold in its place, of the type of its
+    input: none where the step is one cheap operator already.
     """
 
     axis: int | None
@@ -200,6 +211,7 @@ class Affine(Operator):
     training_mode: bool = False
     unproved: str = ""
     stays: str = ""
+    alternatives: frozenset[Leftover] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

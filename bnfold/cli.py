@@ -123,6 +123,7 @@ main.add_command(bench)
 @click.option("--simplify", is_flag=True, help="Run onnxsim first (pip install bnfold[simplify]).")
 @options.trust
 @options.unshare
+@options.leftover
 @options.report
 @options.fail_on_kept
 @click.option("--quiet", is_flag=True, help="Print errors only.")
@@ -159,6 +160,7 @@ def optimize(
 @options.level
 @options.trust
 @options.unshare
+@options.leftover
 @click.option("--json", "as_json", is_flag=True, help="The same as --report -.")
 @options.report
 @options.fail_on_kept

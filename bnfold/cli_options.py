@@ -32,6 +32,12 @@ unshare = click.option(
     "--unshare", metavar="BYTES", type=click.IntRange(min=0), default=0,
     help="Let operators that share a weight have their own, up to so many bytes more.",
 )  # fmt: skip
+leftover = click.option(
+    "--leftover", metavar="FORM", type=click.Choice(["keep", "affine", "depthwise"]),
+    default="keep", show_default=True,
+    help="How to write a BatchNormalization that stays: keep (as it is), affine (Mul and Add) or "
+    "depthwise (a 1x1 Conv).",
+)  # fmt: skip
 report = click.option(
     "--report", "reports", metavar="FILE|-", multiple=True,
     help="Write what was found, in the form that the ending asks for: .json, .xml (JUnit), .sarif, "

@@ -69,7 +69,7 @@ def show_result(result: OptimizeResult, target: str, screen: Screen) -> None:
         screen.show(reproduced(result.reproducer))
     if check:
         screen.show(render_check(check, color=screen.color, width=screen.width))
-    checked, folded = check is not None, report.changes
+    checked, folded = check is not None, report.changed
     screen.show(render_outcome(target, written=result.written, checked=checked, folded=folded))
 
 

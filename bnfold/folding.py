@@ -8,14 +8,15 @@ Arrays only: which tensor they come from and where they go is a front end's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from bnfold.affine import (
     F64,
+    AffineMap,
     Layout,
     RangeGuard,
     cast_once,
@@ -25,13 +26,15 @@ from bnfold.affine import (
     shift_through,
     vector_fault,
 )
-from bnfold.channel_graph import ChannelGraph
+from bnfold.channel_graph import ChannelGraph, Leftover
 from bnfold.errors import UsageError
 from bnfold.layout import Array
-from bnfold.passes import plan_local, plan_max
+from bnfold.passes import plan_local, plan_max, with_forms
 from bnfold.planning import Absorption, Kept, Plan, Reason
+from bnfold.range_guard import scale_fault
 
 LEVELS = ("max", "local")
+LEFTOVERS = ("keep", *(form.value for form in Leftover))
 UNSHARE_BYTES = 64 << 20
 """How many bytes of weights ``unshare=True`` may store again."""
 
@@ -45,27 +48,40 @@ class Options:
             neighbours.
         trust_initializers: Whether initializers that are also graph inputs are constants.
         unshare_bytes: How many bytes of weights that several operators share may be stored again.
+        leftover: How steps that stay are written: as they are (``"keep"``), or as the operators of
+            a `Leftover` where that is possible.
     """
 
     level: str = "max"
     trust_initializers: bool = False
     unshare_bytes: int = 0
+    leftover: str = "keep"
 
     def __post_init__(self) -> None:
-        if self.level not in LEVELS:
-            known = ", ".join(LEVELS)
-            raise UsageError(f"there is no level '{self.level}'", todo=f"choose one of: {known}")
+        _require("level", self.level, LEVELS)
+        _require("leftover", self.leftover, LEFTOVERS)
 
     @classmethod
-    def of(cls, level: str, trust_initializers: bool, unshare: bool | int) -> Options:
+    def of(
+        cls, level: str, trust_initializers: bool, unshare: bool | int, leftover: str = "keep"
+    ) -> Options:
         """The options as callers give them: True is as much as `UNSHARE_BYTES`."""
-        return cls(level, trust_initializers, UNSHARE_BYTES if unshare is True else int(unshare))
+        unshare_bytes = UNSHARE_BYTES if unshare is True else int(unshare)
+        return cls(level, trust_initializers, unshare_bytes, leftover)
 
     def plan(self, graph: ChannelGraph, refused: Mapping[int, Kept]) -> Plan:
         """Decide every affine step of ``graph``."""
         if self.level == "local":
-            return plan_local(graph, refused)
-        return plan_max(graph, refused, unshare_bytes=self.unshare_bytes)
+            plan = plan_local(graph, refused)
+        else:
+            plan = plan_max(graph, refused, unshare_bytes=self.unshare_bytes)
+        return plan if self.leftover == "keep" else with_forms(graph, plan, Leftover(self.leftover))
+
+
+def _require(option: str, given: str, known: Sequence[str]) -> None:
+    if given not in known:
+        todo = f"choose one of: {', '.join(known)}"
+        raise UsageError(f"there is no {option} '{given}'", todo=todo)
 
 
 class FoldRefusedError(Exception):
@@ -84,7 +100,13 @@ class FoldRefusedError(Exception):
 
 
 def refusals(graph: ChannelGraph, plan: Plan, fault: FoldRefusedError) -> dict[int, Kept]:
-    """The steps that must stay because of what the operator that took them over met."""
+    """The steps that must stay because of what the operator that took them over met.
+
+    A step that stays anyway, and does not fit the form that it was to take, keeps the one it has.
+    """
+    if fault.operator in plan.forms:
+        kept = next(kept for kept in plan.kept if kept.step == fault.operator)
+        return {fault.operator: replace(kept, unchanged=True)}
     name = graph.operators[fault.operator].name
     for merge in plan.merges:
         if merge.into == fault.operator:  # what it took over besides may fit once it is alone
@@ -204,3 +226,33 @@ def checked(index: int, values: F64, dtype: DTypeLike, what: str = "") -> Array:
         detail = f"{what}{fault.what} on channel {fault.channel}"
         raise FoldRefusedError(index, Reason.RANGE, detail)
     return result
+
+
+def leftover_numbers(
+    index: int, form: Leftover, merged: AffineMap, channels: int, dtype: DTypeLike
+) -> tuple[Array | None, Array | None]:
+    """What step ``index`` multiplies by and what it adds, in the type of its input.
+
+    Args:
+        index: The index of the step in the channel graph.
+        form: As what it is written.
+        merged: What it does, with all that it took over.
+        channels: How many channels it has.
+        dtype: The type that both are stored in.
+
+    Returns:
+        The scale and the shift, each of shape (channels,); None where it changes nothing, but for
+        the scale of a convolution, which has to have a weight.
+
+    Raises:
+        FoldRefusedError: One of them does not fit its type.
+    """
+    wide = merged.expand(channels)
+    bare = merged.is_shifting and form is Leftover.AFFINE
+    scale = None if bare else checked(index, wide.scale, dtype, "the scale ")
+    shift = None if merged.is_scaling else checked(index, wide.shift, dtype, "the shift ")
+    fault = None if scale is None else scale_fault(wide.scale, scale)
+    if fault is not None:
+        detail = f"the scale {fault.what} on channel {fault.channel}"
+        raise FoldRefusedError(index, Reason.RANGE, detail)
+    return scale, shift

@@ -22,6 +22,7 @@ from bnfold.onnx_edit import Editor
 from bnfold.onnx_evaluate import UncomputableError
 from bnfold.onnx_facts import input_at
 from bnfold.onnx_fold import FoldedTensor, FoldedWeight, folded_bias
+from bnfold.onnx_leftover import rewritten
 from bnfold.onnx_linear import LinearSite, Slot, unnamed
 from bnfold.onnx_merge import merge_edit
 from bnfold.onnx_steps import StepSite
@@ -66,8 +67,9 @@ def commit(described: Described, plan: Plan, *, lazy: bool = False) -> Committed
     edits = list(_merges(described, editor, plan))
     joined = plan.joined | {merge.into for merge in plan.merges}
     for index, taken in sorted(plan.absorptions.items()):
-        if index not in gone and index not in joined:
+        if index not in gone and index not in joined and index not in plan.forms:
             edits.append(_absorb(described, editor, index, taken, lazy, made))
+    edits.extend(_leftover(described, editor, index, plan) for index in plan.forms)
     edits.extend(_evaluate(described, editor, plan))
     for edit in edits:
         edit()
@@ -341,6 +343,15 @@ def _batch_norm(
         site.node.attributes["epsilon"] = ir.AttrFloat32("epsilon", 0.0)
 
     return edit
+
+
+def _leftover(described: Described, editor: Editor, index: int, plan: Plan) -> Edit:
+    step, site = described.graph.operators[index], described.sites[index]
+    assert isinstance(step, Affine)
+    assert isinstance(site, StepSite)
+    assert step.map is not None
+    merged = plan.absorptions.get(index, Absorption()).around(step.map)
+    return rewritten(described.facts, editor, index, site, plan.forms[index], merged)
 
 
 # ---- steps over constants ----

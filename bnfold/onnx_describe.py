@@ -23,6 +23,7 @@ from bnfold.found import FoundLinear, FoundStep
 from bnfold.onnx_constants import bodies
 from bnfold.onnx_evaluate import UncomputableError
 from bnfold.onnx_facts import Facts
+from bnfold.onnx_leftover import alternatives
 from bnfold.onnx_linear import LinearSite, as_operator, find_linear
 from bnfold.onnx_shapes import Inferred
 from bnfold.onnx_steps import BINARY, StepSite, find_step
@@ -177,6 +178,7 @@ class _Walk:
             outputs=tuple(self._number(v) for v in node.outputs if v.name),
             axis=found.axis, map=found.map, form=found.form,
             training_mode=found.training_mode, unproved=found.unproved,
+            alternatives=alternatives(self.facts, found.site),
         )  # fmt: skip
         self._add(operator, found.site)
 

@@ -84,9 +84,9 @@ class Editor:
         if old is not None:
             self._left.append(old)
 
-    def cut_inputs(self, node: ir.Node, count: int) -> None:
-        """Let ``node`` read its first ``count`` inputs only."""
-        self._left += [value for value in node.inputs[count:] if value is not None]
+    def keep_inputs(self, node: ir.Node, count: int) -> None:
+        """Let ``node`` read its first ``count`` inputs alone."""
+        self._left.extend(value for value in node.inputs[count:] if value is not None)
         node.resize_inputs(count)
 
     def _is_own_initializer(self, value: ir.Value) -> bool:

@@ -134,7 +134,7 @@ def _leave_out(described: Described, editor: Editor, merge: Merge) -> None:
             continue
         for place, position in enumerate(stay):
             node.replace_input_with(place, node.inputs[position])
-        editor.cut_inputs(node, len(stay))
+        editor.keep_inputs(node, len(stay))
 
 
 def _flatten(editor: Editor, node: ir.Node, made: ir.Value, target: ir.Value) -> None:
@@ -142,7 +142,7 @@ def _flatten(editor: Editor, node: ir.Node, made: ir.Value, target: ir.Value) ->
     if node.op_type == "Reshape":  # to sizes that are not those of the new channels
         node.op_type = "Flatten"
         node.attributes.clear()
-        editor.cut_inputs(node, 1)
+        editor.keep_inputs(node, 1)
     node.replace_input_with(0, made)
     made.name = editor.unique(f"{target.name}_unflattened")
     made.shape = None

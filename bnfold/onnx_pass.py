@@ -16,8 +16,9 @@ from bnfold.report.model import Report
 class FoldAffineSteps(ir.passes.InPlacePass):
     """Fold every affine step of a model that can be folded, in place.
 
-    The model says afterwards that it was modified only if a step was folded; then a further run
-    may find nothing more to do, so that a ``PassManager`` with ``early_stop`` comes to its end.
+    The model says afterwards that it was modified only if a step was folded or is written in
+    another form; then a further run may find nothing more to do, so that a ``PassManager`` with
+    ``early_stop`` comes to its end.
     Names, inputs, outputs, opset and metadata stay as `bnfold.fold` keeps them. If it raises,
     the model is as it was.
 
@@ -28,12 +29,13 @@ class FoldAffineSteps(ir.passes.InPlacePass):
         unshare: Whether a weight that several operators read may be stored once for each of
             them where that frees a fold: True for as long as no more than 64 MiB are
             stored again; a number is another such limit, in bytes, of each run.
+        leftover: How a BatchNormalization that stays is written; as for `bnfold.fold`.
 
     Attributes:
         report: What the last run did; None before the first.
 
     Raises:
-        UsageError: There is no such level.
+        UsageError: There is no such level or form.
         InvalidModelError: On a run, where the model is not valid; a ``Sequential`` wraps it in
             its own ``PassError``.
     """
@@ -44,8 +46,9 @@ class FoldAffineSteps(ir.passes.InPlacePass):
         level: str = "max",
         trust_initializers: bool = False,
         unshare: bool | int = False,
+        leftover: str = "keep",
     ) -> None:
-        self._options = Options.of(level, trust_initializers, unshare)
+        self._options = Options.of(level, trust_initializers, unshare, leftover)
         self.report: Report | None = None
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -54,11 +57,12 @@ class FoldAffineSteps(ir.passes.InPlacePass):
         source = model.graph.name or "model"
         planned, _ = fold_model(model, infer_shapes(model), self._options, source)
         self.report = planned.report(source, size_of(model))
-        return ir.passes.PassResult(model, modified=self.report.changes)
+        return ir.passes.PassResult(model, modified=self.report.changed)
 
     def __repr__(self) -> str:
         options = self._options
         return (
             f"FoldAffineSteps(level={options.level!r}, "
-            f"trust_initializers={options.trust_initializers}, unshare={options.unshare_bytes})"
+            f"trust_initializers={options.trust_initializers}, unshare={options.unshare_bytes}, "
+            f"leftover={options.leftover!r})"
         )

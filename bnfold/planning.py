@@ -13,7 +13,7 @@ from enum import Enum
 import numpy as np
 
 from bnfold.affine import AffineMap
-from bnfold.channel_graph import Taps, ValueId
+from bnfold.channel_graph import Leftover, Taps, ValueId
 
 
 class How(Enum):
@@ -211,12 +211,16 @@ class Fold:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Step ``step`` stays for ``reason``; ``witness`` names what stands in the way."""
+    """Step ``step`` stays for ``reason``; ``witness`` names what stands in the way.
+
+    With ``unchanged`` it also stays as it is written: another form of it was refused.
+    """
 
     step: int
     reason: Reason
     witness: tuple[str, ...]
     detail: str = ""
+    unchanged: bool = False
 
     @property
     def sentence(self) -> str:
@@ -336,7 +340,8 @@ class Plan:
 
     ``folds`` are in the order in which they were decided, which is the order to make them in:
     each speaks of the tensors that the ones before it left. ``units`` has the values that are
-    stored in units other than their own.
+    stored in units other than their own. ``forms`` has the steps that stay and are written as other
+    operators.
 
     ``merges`` come first: an absorption of ``Merge.into`` is one of the merged operator. A step
     that went into one is in ``folds`` too, as joined. ``apart`` are linear operators next to each
@@ -348,8 +353,14 @@ class Plan:
     kept: tuple[Kept, ...]
     absorptions: Mapping[int, Absorption]
     units: Mapping[ValueId, Units] = field(default_factory=dict)
+    forms: Mapping[int, Leftover] = field(default_factory=dict)
     merges: tuple[Merge, ...] = ()
     apart: tuple[Kept, ...] = ()
+
+    @property
+    def changes(self) -> bool:
+        """Whether anything is done."""
+        return bool(self.folds or self.forms or self.merges)
 
     @property
     def joined(self) -> frozenset[int]:

@@ -130,3 +130,20 @@ def vector_fault(before: Array | None, after: Array) -> RangeFault | None:
     first = places[np.argmin(places[:, -1])]
     what = "is not finite" if np.isnan(stored[tuple(first)]) else "overflows"
     return RangeFault(int(first[-1]), what)
+
+
+_LARGE = 2.0**16  # as large as what a scale is applied to may well be
+
+
+def scale_fault(before: F64, after: Array) -> RangeFault | None:
+    """Whether the scale of a channel lost digits since it is too small for its type.
+
+    It is no fault where what comes of it is so small that it loses them as well.
+
+    Args:
+        before: The scale of each channel, in float64.
+        after: The same in its stored type.
+    """
+    least, stored = _smallest_normal(after.dtype), after.astype(np.float64)
+    bad = (np.abs(stored) < least) & (np.abs(stored - before) * _LARGE >= least)
+    return RangeFault(int(np.argmax(bad)), "underflows") if bad.any() else None

@@ -8,7 +8,7 @@ with a guilty one. What failed is written down as a reproducer before anything i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx
@@ -145,7 +145,7 @@ class Checked:
         return Outcome(folded, said, names, self.reproducer)
 
     def _needs_check(self, folded: FoldedFile) -> bool:
-        return folded.report.changes or self.always
+        return folded.report.changed or self.always
 
     def _fold(self, refused: Mapping[int, Kept]) -> FoldedFile:
         return fold_file(self.source, self.target, self.place, self.options, self.tell, refused)
@@ -158,11 +158,15 @@ class Checked:
     # ---- who it was ----
 
     def _guilty(self, folded: FoldedFile, said: CheckResult) -> dict[int, Kept]:
-        """The steps to take back: those that named operators absorbed, else one by bisection."""
+        """The steps to take back: those that named operators absorbed, else one by bisection.
+
+        A step that stays in another form takes its own form again.
+        """
         wrong = _wrong_tensors(said, folded.place)
         absorbed = {index for tensor in wrong for index in _operators_of(folded, tensor)}
-        into = _decisions(folded)
-        steps = [step for step, taken in into.items() if absorbed.intersection(taken)]
+        plan, into = folded.planned.plan, _decisions(folded)
+        steps = [index for index in plan.forms if index in absorbed]
+        steps += [step for step, taken in into.items() if absorbed.intersection(taken)]
         if not steps:
             failing = "".join({tier.tier for tier in said.tiers if tier.verdict is Verdict.FAIL})
             steps = self._bisected(folded, failing)
@@ -170,14 +174,14 @@ class Checked:
 
     def _bisected(self, folded: FoldedFile, tiers: str) -> list[int]:
         """The last of the shortest run of folds with which the check fails."""
-        steps = sorted(_decisions(folded))
+        steps = sorted([*folded.planned.plan.forms, *_decisions(folded)])
         good, bad = 0, len(steps)
         while bad - good > 1:
             middle = (good + bad) // 2
             self.tell("looking for the fold that is wrong", None)
             left_out = {step: _taken_back(folded, step) for step in steps[middle:]}
             tried = self._fold({**self._dropped, **left_out})
-            fails = tried.report.changes and (
+            fails = tried.report.changed and (
                 self._judge(tried, tiers, None).verdict is Verdict.FAIL
             )
             good, bad = (good, middle) if fails else (middle, bad)
@@ -193,7 +197,9 @@ def _decisions(folded: FoldedFile) -> dict[int, tuple[int, ...]]:
 
 def _taken_back(folded: FoldedFile, step: int) -> Kept:
     """The step stays; its witness is what its fold went into."""
-    operators = folded.planned.described.graph.operators
+    operators, plan = folded.planned.described.graph.operators, folded.planned.plan
+    if step in plan.forms:
+        return replace(next(k for k in plan.kept if k.step == step), unchanged=True)
     names = tuple(operators[index].name for index in _decisions(folded)[step] or (step,))
     return Kept(step, Reason.ROLLED_BACK, names)
 

@@ -33,6 +33,7 @@ from bnfold.torch_describe import Described, NormSite, PadSite
 from bnfold.torch_edit import Editor
 from bnfold.torch_facts import DTYPES
 from bnfold.torch_inplace import Conflict, conflicts
+from bnfold.torch_leftover import rewritten
 from bnfold.torch_linear import LinearSite
 from bnfold.torch_steps import StepSite
 from bnfold.torch_weights import root_of, storage
@@ -52,9 +53,11 @@ def commit(described: Described, plan: Plan, editor: Editor) -> None:
     gone = {fold.step for fold in plan.folds}
     edits = [
         edit
-        for index, taken in sorted(plan.absorptions.items()) if index not in gone
+        for index, taken in sorted(plan.absorptions.items())
+        if index not in gone and index not in plan.forms
         for edit in work.absorb(index, taken)
     ]  # fmt: skip
+    edits += [rewritten(described, editor, work.writer, index, plan) for index in plan.forms]
     work.refuse_disagreement()
     edits += work.not_in_place()
     vanished = [_ends(described, fold.step) for fold in plan.folds]

@@ -14,6 +14,7 @@ from bnfold.channel_graph import (
     Anchor,
     Bias,
     ChannelGraph,
+    Leftover,
     Norm,
     Opaque,
     Operator,
@@ -63,6 +64,9 @@ class Tree(Protocol):
 
     def code_of(self, site: StepSite) -> str:
         """The code that a step is written in, if it can't vanish from there."""
+
+    def is_alone(self, site: StepSite) -> bool:
+        """Whether another module can stand in the place of one that does a step, and no other."""
 
     def hooked(self, path: str) -> bool:
         """Whether somebody sees what goes into the module at ``path`` and what comes out."""
@@ -203,8 +207,19 @@ class _Describer:
             axis=found.axis, map=found.map, form=found.form, training_mode=found.training_mode,
             unproved=found.unproved,
             stays="" if self.tree is None else self.tree.code_of(site),
+            alternatives=self._alternatives(site),
         )  # fmt: skip
         self._add(operator, site)
+
+    def _alternatives(self, site: StepSite) -> frozenset[Leftover]:
+        """As what a normalisation could be written; other steps are cheap as they are."""
+        call = site.call
+        if call["running_mean"] is None or self._is_hooked(self.facts.place(call).path, call):
+            return frozenset()
+        if self.tree is None:
+            return frozenset(Leftover)
+        # There is no module of torch's that multiplies and adds.
+        return frozenset([Leftover.DEPTHWISE] if self.tree.is_alone(site) else [])
 
     def _other(self, call: Call, results: Mapping[int, fx.Node]) -> None:
         stated = find_tie(self.facts, call, self._number, self._readers, results)

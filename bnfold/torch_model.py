@@ -182,7 +182,7 @@ def settled(
                 return done
             except FoldRefusedError as fault:
                 more = refusals(described.graph, done.plan, fault)
-        assert not more.keys() <= refused.keys(), "a step was refused twice"
+        assert not more.items() <= refused.items(), "a step was refused twice"
         refused.update(more)
 
 

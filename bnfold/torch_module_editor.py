@@ -31,6 +31,7 @@ class ModuleEditor:
         self._graph_module = graph_module
         self._pending: dict[str, tuple[Tensor, str]] = {}
         self._vanished: set[fx.Node] = set()
+        self._instead: dict[fx.Node, nn.Module] = {}
         self.tree: ModuleTree | None = None
 
     @property
@@ -95,14 +96,21 @@ class ModuleEditor:
         source = value.args[0] if getattr(value.target, "__name__", "") == "getitem" else value
         self._vanished.update(n for n in (value, source) if isinstance(n, fx.Node))
 
+    def replace(self, step: fx.Node, module: nn.Module) -> None:
+        """Let ``module`` do in the place of another what ``step`` does there."""
+        self._instead[step] = module
+
     def sweep(self) -> None:
         """Put Identity, or what is left of them, in the place of modules that are done with."""
         assert self.tree is not None
         for path, removal in self.tree.removals.items():
-            if removal.steps <= self._vanished:
+            new = [self._instead[step] for step in removal.steps if step in self._instead]
+            if new or removal.steps <= self._vanished:
                 old = self.tree.module(path)
                 left = [self.tree.module(inner) for inner in removal.left]
-                self._replace(old, _in_place_of(old, left))
+                for module in new:
+                    module.train(old.training)
+                self._replace(old, _in_place_of(old, [*new, *left]))
 
     def _replace(self, old: nn.Module, new: nn.Module) -> None:
         """Let ``old`` itself be ``new``: lists and whoever else holds it need not be found."""

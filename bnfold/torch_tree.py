@@ -149,6 +149,11 @@ class ModuleTree:
         path = self.facts.place(site.call).path or self.facts.prefix
         return path or type(self.root).__name__
 
+    def is_alone(self, site: StepSite) -> bool:
+        """Whether another module can stand in the place of one that does a step, and no other."""
+        node = site.call.node
+        return any(removal.steps == {node} for removal in self.removals.values())
+
     def hooked(self, path: str) -> bool:
         """Whether somebody sees what goes into the module at ``path`` and what comes out."""
         if path not in self._modules:

@@ -73,7 +73,7 @@ class Writer:
     def _roots(self, argument: Any) -> tuple[str, ...]:
         return self._constants.roots(argument)
 
-    def _like(self, argument: Any) -> str:
+    def like(self, argument: Any) -> str:
         """The tensor beside which one that takes the place of ``argument`` belongs."""
         found = self._roots(argument)
         return found[0] if found else self._any()
@@ -107,12 +107,12 @@ class Writer:
 
     def new(self, call: Call, argument: str, given: Any, tensor: Tensor) -> Edit:
         """``tensor`` as ``argument`` of ``call``, under a name of its own."""
-        like = self._like(given)
+        like = self.like(given)
         return self._named(call, argument, f"{like}_folded", tensor, like)
 
     def beside(self, call: Call, argument: str, given: Any, tensor: Tensor) -> Edit:
         """``tensor`` as ``argument`` that ``call`` did not have, named like its ``given``."""
-        like = self._like(given)
+        like = self.like(given)
         path = str(call.node.target) if call.module is not None else self._home(call, like)
         return self._named(call, argument, f"{path}.{argument}".lstrip("."), tensor, like)
 
@@ -141,7 +141,7 @@ class Writer:
 
     def add_after(self, call: Call, weight: Any, bias: Tensor) -> Edit:
         """``call(...) + bias`` in the place of ``call(...)``."""
-        node, like = call.node, self._like(weight)
+        node, like = call.node, self.like(weight)
 
         def edit() -> None:
             name = self._editor.add(f"{like.rpartition('.')[0]}.bias".lstrip("."), bias, like)

@@ -4,7 +4,8 @@ Imported as ``bnfold.passes``. Nothing here knows onnx or torch; a pass decides 
 leaves the editing to the front end.
 """
 
+from bnfold.passes.leftover import with_forms
 from bnfold.passes.local import plan_local
 from bnfold.passes.maximal import plan_max
 
-__all__ = ["plan_local", "plan_max"]
+__all__ = ["plan_local", "plan_max", "with_forms"]

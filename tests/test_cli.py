@@ -101,6 +101,9 @@ Options:
                            constants.
   --unshare BYTES          Let operators that share a weight have their own, up
                            to so many bytes more.  [x>=0]
+  --leftover FORM          How to write a BatchNormalization that stays: keep
+                           (as it is), affine (Mul and Add) or depthwise (a 1x1
+                           Conv).  [default: keep]
   --report FILE|-          Write what was found, in the form that the ending
                            asks for: .json, .xml (JUnit), .sarif, .md, .html or
                            .txt; with - as JSON to stdout, and any text to
@@ -123,6 +126,9 @@ Options:
                            constants.
   --unshare BYTES          Let operators that share a weight have their own, up
                            to so many bytes more.  [x>=0]
+  --leftover FORM          How to write a BatchNormalization that stays: keep
+                           (as it is), affine (Mul and Add) or depthwise (a 1x1
+                           Conv).  [default: keep]
   --json                   The same as --report -.
   --report FILE|-          Write what was found, in the form that the ending
                            asks for: .json, .xml (JUnit), .sarif, .md, .html or
@@ -458,11 +464,12 @@ CHECKED = {
 def test_the_options_of_optimize_reach_the_api(fake: Fake) -> None:
     seen = fake()
     run("optimize", "dir/m.onnx", "-o", "o.onnx", "--no-check", "--simplify", *CHECKING,
-        "--trust-initializers", "--level", "local", "--unshare", "7")  # fmt: skip
+        "--trust-initializers", "--level", "local", "--unshare", "7", "--leftover",
+        "affine")  # fmt: skip
     assert seen["optimize"] == (
         ("dir/m.onnx", "o.onnx"),
         {**CHECKED, "check": False, "level": "local", "simplify": True,
-         "trust_initializers": True, "unshare": 7},
+         "trust_initializers": True, "unshare": 7, "leftover": "affine"},
     )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from bnfold.channel_graph import Leftover
 from bnfold.planning import How
 from bnfold.report.envelope import Envelope
 from bnfold.report.model import SCHEMA_VERSION, Report, Step
@@ -43,6 +44,7 @@ COUNT: Schema = {"type": "integer", "minimum": 0}
 VALUES: Mapping[tuple[type, str], Schema] = {
     (Step, "verdict"): {"enum": ["folded", "kept", "apart"]},
     (Step, "how"): {"enum": ["", *(how.value for how in How)]},
+    (Step, "form"): {"enum": ["", *(form.value for form in Leftover)]},
     (Step, "code"): {"type": "string", "pattern": "^(BNF[0-9]{3})?$"},
     (TierResult, "tier"): {"enum": list("ABCD")},
 }

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from bnfold.channel_graph import ChannelGraph
+from bnfold.channel_graph import ChannelGraph, Leftover
 from bnfold.planning import Fold, How, Kept, Merge, Plan
 
 SCHEMA_VERSION = 1
@@ -29,6 +29,7 @@ class Step:
         witness: The nodes that stand in the way.
         sentence: The verdict in one sentence.
         hint: The smallest change of the model that would free the step.
+        form: As what a step that stays is written now; empty where it is what it was.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Step:
     witness: tuple[str, ...] = ()
     sentence: str = ""
     hint: str = ""
+    form: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +114,6 @@ class Report:
     apart: tuple[Step, ...] = ()
 
     @property
-    def changes(self) -> bool:
-        """Whether anything was folded or joined."""
-        return bool(self.folded or self.joints)
-
-    @property
     def folded(self) -> tuple[Step, ...]:
         """The steps that vanish."""
         return tuple(step for step in self.steps if step.verdict == "folded")
@@ -125,6 +122,13 @@ class Report:
     def kept(self) -> tuple[Step, ...]:
         """The steps that stay."""
         return tuple(step for step in self.steps if step.verdict == "kept")
+
+    @property
+    def changed(self) -> bool:
+        """Whether steps vanish or are written in another form, or operators became one."""
+        return bool(self.joints) or any(
+            step.verdict == "folded" or step.form for step in self.steps
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain JSON types, under ``schema_version``."""
@@ -136,7 +140,7 @@ def steps_of(graph: ChannelGraph, plan: Plan) -> tuple[Step, ...]:
     """The verdicts of ``plan`` in the order of the graph."""
     verdicts: dict[int, Fold | Kept] = {fold.step: fold for fold in plan.folds}
     verdicts.update({kept.step: kept for kept in plan.kept})
-    return tuple(_step(graph, verdicts[index]) for index in sorted(verdicts))
+    return tuple(_step(graph, verdicts[index], plan.forms.get(index)) for index in sorted(verdicts))
 
 
 def joints_of(graph: ChannelGraph, plan: Plan) -> tuple[Joint, ...]:
@@ -167,21 +171,29 @@ def apart_of(graph: ChannelGraph, plan: Plan) -> tuple[Step, ...]:
     )
 
 
-def _step(graph: ChannelGraph, verdict: Fold | Kept) -> Step:
+def _step(graph: ChannelGraph, verdict: Fold | Kept, form: Leftover | None) -> Step:
     operator = graph.operators[verdict.step]
     if isinstance(verdict, Fold):
         into = tuple(graph.operators[index].name for index in verdict.into)
         return Step(operator.name, operator.op_type, "folded", verdict.how.value, into,
                     sentence=_how(verdict.how, into))  # fmt: skip
-    return kept_step(operator.name, operator.op_type, verdict)
+    return kept_step(operator.name, operator.op_type, verdict, form)
 
 
-def kept_step(name: str, op_type: str, kept: Kept) -> Step:
+def kept_step(name: str, op_type: str, kept: Kept, form: Leftover | None = None) -> Step:
     """A step that stays."""
+    written = "" if form is None else f"; it becomes {_FORMS[form]}"
     return Step(
         name, op_type, "kept", code=kept.reason.code, reason=kept.reason.slug,
-        witness=kept.witness, sentence=kept.sentence, hint=kept.hint,
+        witness=kept.witness, sentence=kept.sentence + written, hint=kept.hint,
+        form="" if form is None else form.value,
     )  # fmt: skip
+
+
+_FORMS = {
+    Leftover.AFFINE: "a multiplication and an addition",
+    Leftover.DEPTHWISE: "a depthwise 1x1 convolution",
+}
 
 
 def _how(how: How, into: tuple[str, ...]) -> str:

@@ -113,7 +113,10 @@ def count_steps(report: Report) -> str:
     ways = Counter(step.how for step in report.folded)
     how = ", ".join(f"{count:,} {way}" for way, count in ways.most_common())
     folded = f"{len(report.folded):,} folded" + (f" ({how})" if how else "")
-    return f"{counted(len(report.steps), 'affine step')}: {folded}, {len(report.kept):,} kept"
+    forms = Counter(step.form for step in report.kept if step.form)
+    written = ", ".join(f"{count:,} as {form}" for form, count in forms.most_common())
+    kept = f"{len(report.kept):,} kept" + (f" ({written})" if written else "")
+    return f"{counted(len(report.steps), 'affine step')}: {folded}, {kept}"
 
 
 def counts_of(report: Report) -> list[str]:

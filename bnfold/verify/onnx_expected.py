@@ -15,7 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bnfold.errors import BnfoldError
-from bnfold.folding import LEVELS, FoldRefusedError, Options
+from bnfold.folding import LEFTOVERS, LEVELS, FoldRefusedError, Options
 from bnfold.onnx_commit import Committed, commit
 from bnfold.onnx_model import Planned, plan_model
 from bnfold.onnx_shapes import Inferred
@@ -50,15 +50,22 @@ def recognised(
     """
     wanted = sorted(_proto_signatures(candidate.graph))
     for level in LEVELS:
-        model, shapes = read()
-        try:
-            planned = plan_model(model, shapes, Options(level), {})
-            expected, made = _expected(planned, model)
-        except (BnfoldError, FoldRefusedError):
-            return None
-        if (planned.plan.folds or planned.plan.merges) and made == wanted:
-            return expected
+        for leftover in LEFTOVERS:
+            model, shapes = read()
+            try:
+                planned = plan_model(model, shapes, Options(level, leftover=leftover), {})
+                expected, made = _expected(planned, model)
+            except (BnfoldError, FoldRefusedError):
+                return None
+            if planned.plan.changes and made == wanted:
+                return expected
+            if leftover == "keep" and _normalisations(made) <= _normalisations(wanted):
+                break  # what stays is written as it was
     return None
+
+
+def _normalisations(signatures: list[Signature]) -> int:
+    return sum(op_type == "BatchNormalization" for op_type, _, _ in signatures)
 
 
 def _expected(planned: Planned, model: ir.Model) -> tuple[Expected, list[Signature]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import ml_dtypes
@@ -20,7 +21,7 @@ from torch.export import ExportedProgram
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from bnfold.errors import BnfoldError
-from bnfold.folding import Options
+from bnfold.folding import LEFTOVERS, Options
 from bnfold.torch_api import fold_torch, given
 from bnfold.torch_arrays import as_array
 from bnfold.verify.judge import Verdict
@@ -73,7 +74,7 @@ def torch_expected(
         return TorchExpected(None, f"{met} is not what bnfold returns: its weights are not known")
     found, before = state_of(candidate), state_of(reference)
     message = "folding the reference does not give the candidate's tensors: another tool made it"
-    for folded in _folds(reference, example_inputs, example_kwargs):
+    for folded in _folds(reference, found, example_inputs, example_kwargs):
         if not _same_tensors(folded, found):
             continue
         changed = {n: a for n, a in folded.items() if n not in before or not equal(a, before[n])}
@@ -96,19 +97,28 @@ def torch_expected(
 
 
 def _folds(
-    model: Any, example_inputs: Any, example_kwargs: Mapping[str, Any] | None
+    model: Any, found: Arrays, example_inputs: Any, example_kwargs: Mapping[str, Any] | None
 ) -> Iterator[Arrays]:
-    """The weights of everything that `bnfold.fold` makes of a model."""
+    """The weights of everything that `bnfold.fold` makes of a model, to have those that are found.
+
+    Other forms of what stays are tried where the candidate lacks tensors that it stays with.
+    """
     of_program = isinstance(model, ExportedProgram)
     calls = [(None, None)] if of_program else [(example_inputs, example_kwargs), (None, None)]
     for args, kwargs in calls:
-        for level in LEVELS:
+        for level, leftover in product(LEVELS, LEFTOVERS):
+            if leftover == "keep":
+                missing = False
+            elif not missing:
+                continue
             try:
-                options = Options.of(level, False, False)
+                options = Options.of(level, False, False, leftover)
                 made, _ = fold_torch(model, given(args, kwargs, None), options, inplace=False)
             except BnfoldError:
                 continue
-            yield state_of(made)
+            folded = state_of(made)
+            missing = missing or not folded.keys() <= found.keys()
+            yield folded
 
 
 def state_of(model: Any) -> dict[str, NDArray[Any]]:
