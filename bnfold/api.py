@@ -93,6 +93,7 @@ def fold(
     trust_initializers: bool = False,
     unshare: bool | int = False,
     leftover: str = "keep",
+    horizontal: bool = False,
 ) -> FoldResult:
     """Fold every affine step that can be folded; the given model is left as it is.
 
@@ -127,6 +128,10 @@ def fold(
             of 1x1 with a group for each channel. It stays as it is where its rank, its number of
             channels or its type does not allow the other form. In a ``torch.nn.Module`` only
             ``"depthwise"`` does anything: a module of its own takes the place of the old one.
+        horizontal: Of an ONNX model: convolutions (MatMuls, Gemms) that read one tensor at the same
+            positions become one where a Concat puts their outputs together. Without it that is
+            done where nothing has to be copied for it; with it, parts that others read, or that
+            lie apart in the Concat, are cut from the output of the one.
 
     Returns:
         The folded model of the same kind (for a path, an ``onnx_ir.Model`` that holds its weights)
@@ -139,8 +144,9 @@ def fold(
         UsageError: There is no such level or form, ``model`` is of a kind that is not supported,
             or an option is for models of another kind.
     """
-    options = Options.of(level, trust_initializers, unshare, leftover)
+    options = Options.of(level, trust_initializers, unshare, leftover, horizontal)
     if is_torch(model):
+        _refuse_for_torch(options)
         from bnfold.torch_api import fold_torch, given
 
         inputs = given(example_inputs, example_kwargs, dynamic_shapes)
@@ -153,6 +159,7 @@ def fold(
             trust_initializers=trust_initializers,
             unshare=unshare,
             leftover=leftover,
+            horizontal=horizontal,
         )
         return FoldResult(_program_of(model, result.model), result.report)
     source, graph, inferred = _given(model)
@@ -175,6 +182,7 @@ def explain(
     trust_initializers: bool = False,
     unshare: bool | int = False,
     leftover: str = "keep",
+    horizontal: bool = False,
 ) -> Report:
     """Say of every affine step what `fold` would do with it and why; nothing is changed.
 
@@ -190,12 +198,14 @@ def explain(
         trust_initializers: As for `fold`.
         unshare: As for `fold`.
         leftover: As for `fold`.
+        horizontal: As for `fold`.
 
     Raises:
         As `fold`.
     """
-    options = Options.of(level, trust_initializers, unshare, leftover)
+    options = Options.of(level, trust_initializers, unshare, leftover, horizontal)
     if is_torch(model):
+        _refuse_for_torch(options)
         from bnfold.torch_api import explain_torch, given
 
         inputs = given(example_inputs, example_kwargs, dynamic_shapes)
@@ -216,6 +226,7 @@ def optimize(
     trust_initializers: bool = False,
     unshare: bool | int = False,
     leftover: str = "keep",
+    horizontal: bool = False,
     samples: int = 8,
     seed: int = 0,
     inputs: Any = None,
@@ -242,6 +253,7 @@ def optimize(
         trust_initializers: As for `fold`.
         unshare: As for `fold`.
         leftover: As for `fold`.
+        horizontal: As for `fold`.
         samples: How many input samples the check draws.
         seed: Of the drawn samples.
         inputs: Inputs to check on instead of drawn ones; as for `check`.
@@ -264,7 +276,7 @@ def optimize(
     from bnfold.verify.check import Plan
     from bnfold.verify.check import check as run
 
-    options = Options.of(level, trust_initializers, unshare, leftover)
+    options = Options.of(level, trust_initializers, unshare, leftover, horizontal)
     plan = Plan.of(providers, tiers, rtol, atol, allow_tf32)
     if check:
         plan.require_providers()  # also where nothing folds, so that nothing is run there
@@ -414,6 +426,11 @@ def _refuse_for_onnx(inputs: Any, kwargs: Any, inplace: bool, dynamic_shapes: An
     given = [name for name, value in options.items() if value is not None]
     if given:
         raise UsageError(f"{given[0]} is for torch models", todo=f"leave {given[0]} out")
+
+
+def _refuse_for_torch(options: Options) -> None:
+    if options.horizontal:
+        raise UsageError("horizontal is for ONNX models", todo="leave horizontal out")
 
 
 # ---- reading ----

@@ -257,7 +257,8 @@ class Tie(Operator):
     operator adds entries that hold this constant (Pad): where all channels have one scale and one
     shift it can hold another constant, else no shift passes, and no scale unless it is 0.
     With ``taps`` each channel is the mean of what they read: an average of the same number of
-    positions everywhere, or a Pad by zeros (of one position).
+    positions everywhere, or a Pad by zeros (of one position). With ``joins`` all that it does is to
+    put its inputs one after the other along this axis, where the size of each is known (Concat).
     """
 
     sign: Sign
@@ -265,6 +266,7 @@ class Tie(Operator):
     routes: tuple[Route, ...] = ()
     fill: float | None = None
     taps: tuple[Taps, ...] | None = None
+    joins: int | None = None
 
     @property
     def free(self) -> bool:
@@ -314,10 +316,12 @@ class Opaque(Operator):
 class ChannelGraph:
     """All operators of a model, its subgraphs and its functions, over one numbering of values.
 
-    ``symmetric`` says that convolutions can only pad as many zeros before an axis as behind it.
+    ``symmetric`` says that convolutions can only pad as many zeros before an axis as behind it,
+    ``stackable`` that operators whose outputs are concatenated can be written as one.
     """
 
     values: tuple[Value, ...]
     operators: tuple[Operator, ...]
     anchors: Mapping[ValueId, Anchor] = field(default_factory=dict)
     symmetric: bool = False
+    stackable: bool = False

@@ -124,6 +124,7 @@ main.add_command(bench)
 @options.trust
 @options.unshare
 @options.leftover
+@options.horizontal
 @options.report
 @options.fail_on_kept
 @click.option("--quiet", is_flag=True, help="Print errors only.")
@@ -161,6 +162,7 @@ def optimize(
 @options.trust
 @options.unshare
 @options.leftover
+@options.horizontal
 @click.option("--json", "as_json", is_flag=True, help="The same as --report -.")
 @options.report
 @options.fail_on_kept

@@ -38,6 +38,11 @@ leftover = click.option(
     help="How to write a BatchNormalization that stays: keep (as it is), affine (Mul and Add) or "
     "depthwise (a 1x1 Conv).",
 )  # fmt: skip
+horizontal = click.option(
+    "--horizontal", is_flag=True,
+    help="Let operators over one tensor whose outputs are concatenated become one also where parts "
+    "of its output have to be copied.",
+)  # fmt: skip
 report = click.option(
     "--report", "reports", metavar="FILE|-", multiple=True,
     help="Write what was found, in the form that the ending asks for: .json, .xml (JUnit), .sarif, "

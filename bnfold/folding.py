@@ -50,31 +50,39 @@ class Options:
         unshare_bytes: How many bytes of weights that several operators share may be stored again.
         leftover: How steps that stay are written: as they are (``"keep"``), or as the operators of
             a `Leftover` where that is possible.
+        horizontal: Whether operators side by side become one also where that takes a copy.
     """
 
     level: str = "max"
     trust_initializers: bool = False
     unshare_bytes: int = 0
     leftover: str = "keep"
+    horizontal: bool = False
 
     def __post_init__(self) -> None:
         _require("level", self.level, LEVELS)
         _require("leftover", self.leftover, LEFTOVERS)
+        if self.horizontal and self.level != "max":
+            met = f"at level '{self.level}' no operators become one"
+            raise UsageError(met, todo="horizontal goes with level 'max'")
 
     @classmethod
     def of(
-        cls, level: str, trust_initializers: bool, unshare: bool | int, leftover: str = "keep"
-    ) -> Options:
+        cls, level: str, trust_initializers: bool, unshare: bool | int, leftover: str = "keep",
+        horizontal: bool = False,
+    ) -> Options:  # fmt: skip
         """The options as callers give them: True is as much as `UNSHARE_BYTES`."""
         unshare_bytes = UNSHARE_BYTES if unshare is True else int(unshare)
-        return cls(level, trust_initializers, unshare_bytes, leftover)
+        return cls(level, trust_initializers, unshare_bytes, leftover, horizontal)
 
     def plan(self, graph: ChannelGraph, refused: Mapping[int, Kept]) -> Plan:
         """Decide every affine step of ``graph``."""
         if self.level == "local":
             plan = plan_local(graph, refused)
         else:
-            plan = plan_max(graph, refused, unshare_bytes=self.unshare_bytes)
+            plan = plan_max(
+                graph, refused, unshare_bytes=self.unshare_bytes, horizontal=self.horizontal
+            )
         return plan if self.leftover == "keep" else with_forms(graph, plan, Leftover(self.leftover))
 
 

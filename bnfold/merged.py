@@ -5,7 +5,7 @@ Which operators these are, and that the one gives the same, is decided in `bnfol
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from numpy.typing import DTypeLike
@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike
 from bnfold.affine import Layout, cast_once
 from bnfold.channel_graph import Affine, ChannelGraph, Linear, Operator, Sum, Taps, Tie, ValueId
 from bnfold.folding import checked, refuse_out_of_range
-from bnfold.kernels import Kernel, added
+from bnfold.kernels import Kernel, added, stacked
 from bnfold.layout import F64, Array
 from bnfold.passes.filters import after_one_another, union
 from bnfold.planning import Absorption, Merge
@@ -60,10 +60,20 @@ def merged_kernel(graph: ChannelGraph, merge: Merge, read: Read) -> Kernel:
     kernels = {merge.source: Kernel.identity(merge.channels, len(merge.taps))}
     for index in merge.operators:
         operator = graph.operators[index]
-        kernels[operator.outputs[0]] = _step(operator, index, kernels, read)
+        if isinstance(operator, Tie) and operator.joins is not None:
+            made = _stacked(merge, operator.inputs, kernels)
+        else:
+            made = _step(operator, index, kernels, read)
+        kernels[operator.outputs[0]] = made
+    if merge.parts:
+        return _stacked(merge, merge.parts, kernels)
     signed = [kernels[term.value].scaled(term.sign) for term in merge.terms]
     whole = added(signed, _united(signed)) if signed else kernels[merge.target]
     return whole.in_groups(merge.groups).reading(merge.taps)
+
+
+def _stacked(merge: Merge, parts: tuple[ValueId, ...], kernels: Mapping[ValueId, Kernel]) -> Kernel:
+    return stacked([kernels[part].reading(merge.taps) for part in parts])
 
 
 def _step(operator: Operator, index: int, kernels: dict[ValueId, Kernel], read: Read) -> Kernel:

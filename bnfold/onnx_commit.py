@@ -17,6 +17,7 @@ import onnx_ir as ir
 from bnfold.affine import AffineMap, cast_once
 from bnfold.channel_graph import Affine
 from bnfold.folding import FoldRefusedError, checked, weight_changes
+from bnfold.onnx_beside import with_new_values
 from bnfold.onnx_describe import ConstantSite, Described, NormSite, PadSite
 from bnfold.onnx_edit import Editor
 from bnfold.onnx_evaluate import UncomputableError
@@ -62,9 +63,11 @@ def commit(described: Described, plan: Plan, *, lazy: bool = False) -> Committed
     """
     editor = Editor(described.facts)
     gone = {fold.step for fold in plan.folds}
-    restored = _named(described.values[value] for value in plan.units)
+    known = range(len(described.values))  # a name that is new says nothing yet
+    restored = _named(described.values[value] for value in plan.units if value in known)
+    described, edits = with_new_values(described, editor, plan)
     made: Shared = {}
-    edits = list(_merges(described, editor, plan))
+    edits.extend(_merges(described, editor, plan))
     joined = plan.joined | {merge.into for merge in plan.merges}
     for index, taken in sorted(plan.absorptions.items()):
         if index not in gone and index not in joined and index not in plan.forms:

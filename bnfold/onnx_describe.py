@@ -110,7 +110,8 @@ class _Walk:
             if node not in self.absorbed_adds:
                 self._node(node, graph)
         self._anchor()
-        stated = ChannelGraph(tuple(self.values), tuple(self.operators), self.anchors)
+        values, operators = tuple(self.values), tuple(self.operators)
+        stated = ChannelGraph(values, operators, self.anchors, stackable=True)
         return Described(stated, tuple(self.sites), tuple(self.numbers), self.facts)
 
     def _number(self, value: ir.Value) -> int:

@@ -139,7 +139,7 @@ class Editor:
         gone.replace_all_uses_with(made, replace_graph_outputs=True)
         name, gone.name = gone.name, None
         made.name = name
-        made.shape, made.type = gone.shape or made.shape, gone.type or made.type
+        made.shape, made.type = gone.shape, gone.type or made.type  # the channels may be others
 
     def current(self, value: ir.Value) -> ir.Value:
         """What took the place of ``value``, or itself."""

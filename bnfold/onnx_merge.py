@@ -13,6 +13,7 @@ from bnfold.folding import FoldRefusedError
 from bnfold.kernels import Kernel
 from bnfold.layout import Array
 from bnfold.merged import MergedTensors, merged_tensors
+from bnfold.onnx_beside import cut
 from bnfold.onnx_describe import Described
 from bnfold.onnx_edit import Editor
 from bnfold.onnx_evaluate import UncomputableError
@@ -57,10 +58,12 @@ def merge_edit(
         editor.set_constant(
             site.node, site.weight_input, ir.Tensor(tensors.weight), site.graph, name
         )
+        made = site.add or site.node
         if flattened is not None:
             _flatten(editor, flattened, site.output, target)
         elif site.output is not target:
             editor.take_place(site.output, target)
+        cut(described, editor, merge, made, site.graph)
         if tensors.bias.any() or bias_value(described.facts, site) is not None:
             set_bias(site, tensors.bias)
         site.node.attributes.pop("alpha", None)

@@ -168,7 +168,10 @@ def _concat(asked: Asked) -> Operator:
         return _moved(asked, *(Way(k, same_axes(rank, (axis,))) for k in live))
     starts = np.cumsum([0, *known])
     ranges = [np.arange(starts[k], starts[k + 1]) for k in every]
-    return _moved(asked, *(Way(k, along(rank, axis, None, ranges[k])) for k in live))
+    tie = asked.tie(
+        Sign.ANY, ShiftRule.EQUAL, *(Way(k, along(rank, axis, None, ranges[k])) for k in live)
+    )
+    return replace(tie, joins=axis if len(live) == len(sizes) else None)
 
 
 def _size_along(asked: Asked, position: int, axis: int) -> int | None:

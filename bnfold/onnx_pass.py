@@ -30,6 +30,7 @@ class FoldAffineSteps(ir.passes.InPlacePass):
             them where that frees a fold: True for as long as no more than 64 MiB are
             stored again; a number is another such limit, in bytes, of each run.
         leftover: How a BatchNormalization that stays is written; as for `bnfold.fold`.
+        horizontal: As in `bnfold.fold`.
 
     Attributes:
         report: What the last run did; None before the first.
@@ -47,8 +48,9 @@ class FoldAffineSteps(ir.passes.InPlacePass):
         trust_initializers: bool = False,
         unshare: bool | int = False,
         leftover: str = "keep",
+        horizontal: bool = False,
     ) -> None:
-        self._options = Options.of(level, trust_initializers, unshare, leftover)
+        self._options = Options.of(level, trust_initializers, unshare, leftover, horizontal)
         self.report: Report | None = None
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -64,5 +66,5 @@ class FoldAffineSteps(ir.passes.InPlacePass):
         return (
             f"FoldAffineSteps(level={options.level!r}, "
             f"trust_initializers={options.trust_initializers}, unshare={options.unshare_bytes}, "
-            f"leftover={options.leftover!r})"
+            f"leftover={options.leftover!r}, horizontal={options.horizontal})"
         )

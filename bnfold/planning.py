@@ -300,6 +300,15 @@ class Left:
 
 
 @dataclass(frozen=True, slots=True)
+class Cut:
+    """``value`` is the channels from ``begin`` to ``end`` of what a merged operator makes."""
+
+    value: ValueId
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
 class Merge:
     """All of ``operators`` become one linear operator from ``source`` to ``target``.
 
@@ -308,6 +317,10 @@ class Merge:
     operator that stays between it and ``target``, if there is one: it takes away the axes of
     positions, of which there is one. With ``terms`` the sum of these takes the place of ``target``,
     and the operands in ``left`` go from the sums that they are in.
+
+    Of operators side by side, ``concat`` is what puts their outputs together. If it goes, it is one
+    of ``operators``. Else the target is a new value, with a number beyond those of the graph, that
+    holds ``parts`` one after the other. ``cuts`` are taken from the target by a copy.
     """
 
     kind: Joining
@@ -321,6 +334,9 @@ class Merge:
     through: int | None = None
     terms: tuple[Term, ...] = ()
     left: tuple[Left, ...] = ()
+    concat: int | None = None
+    parts: tuple[ValueId, ...] = ()
+    cuts: tuple[Cut, ...] = ()
 
     @property
     def gone(self) -> tuple[int, ...]:
@@ -330,8 +346,8 @@ class Merge:
 
     @property
     def root(self) -> int:
-        """The operator that made ``target``."""
-        return self.operators[-1]
+        """The operator that the merge ends in: it is not made where that one is refused."""
+        return self.operators[-1] if self.concat is None else self.concat
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,6 +362,8 @@ class Plan:
     ``merges`` come first: an absorption of ``Merge.into`` is one of the merged operator. A step
     that went into one is in ``folds`` too, as joined. ``apart`` are linear operators next to each
     other (by the last one of them) that stay what they are.
+    ``concats`` are the inputs that a Concat has from then on, of which some are merged. Values with
+    numbers beyond those of the graph are new.
     """
 
     level: str
@@ -356,6 +374,7 @@ class Plan:
     forms: Mapping[int, Leftover] = field(default_factory=dict)
     merges: tuple[Merge, ...] = ()
     apart: tuple[Kept, ...] = ()
+    concats: Mapping[int, tuple[ValueId, ...]] = field(default_factory=dict)
 
     @property
     def changes(self) -> bool:

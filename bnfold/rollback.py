@@ -192,7 +192,9 @@ def _decisions(folded: FoldedFile) -> dict[int, tuple[int, ...]]:
     """What can be taken back, and what each went into: folds, and merges by their last operator."""
     plan = folded.planned.plan
     found = {fold.step: fold.into for fold in plan.folds if fold.step not in plan.joined}
-    return found | {merge.root: (merge.into,) for merge in plan.merges}
+    for merge in plan.merges:  # several may end in one Concat
+        found[merge.root] = (*found.get(merge.root, ()), merge.into)
+    return found
 
 
 def _taken_back(folded: FoldedFile, step: int) -> Kept:
@@ -227,7 +229,8 @@ def _operators_of(folded: FoldedFile, tensor: str) -> list[int]:
     for index, operator in enumerate(described.graph.operators):
         site = described.sites[index]
         outputs = merged.get(index, operator.outputs)
-        made = {described.values[value].name for value in outputs}
+        values = (value for value in outputs if value < len(described.values))  # others are new
+        made = {described.values[value].name for value in values}
         made |= set() if site is None else {value.name for value in site.node.outputs}
         if tensor in made and index not in gone:
             found.append(index)

@@ -11,6 +11,7 @@ The graph that the other passes see has the operator that stays alone, under its
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from bnfold.channel_graph import (
@@ -41,11 +42,13 @@ class Joined:
     merges: tuple[Merge, ...] = ()
     apart: tuple[Kept, ...] = ()
     folds: tuple[Fold, ...] = ()
+    concats: Mapping[int, tuple[ValueId, ...]] = field(default_factory=dict)
 
     def with_merges(self, plan: Plan) -> Plan:
         """``plan`` of the joined graph as one of the graph that it was made from."""
         folds = (*plan.folds, *self.folds)
-        return replace(plan, folds=folds, merges=self.merges, apart=self.apart)
+        merges, concats = self.merges, self.concats
+        return replace(plan, folds=folds, merges=merges, apart=self.apart, concats=concats)
 
 
 def join_linear(graph: ChannelGraph, draft: Draft) -> Joined:
@@ -114,7 +117,7 @@ class _Joining:
                 _pass_through(operators, values, joint)
             for index in merge.gone:
                 gone = self.graph.operators[index]
-                operators[index] = _nothing(gone)
+                operators[index] = nothing(gone)
                 if isinstance(gone, Affine):
                     folds.append(Fold(index, How.JOINED, (merge.into,), Stored.AFTER))
             for total in {place.total for place in merge.left}:
@@ -125,7 +128,8 @@ class _Joining:
         return Joined(graph, merges, tuple(reversed(self.apart)), tuple(folds))
 
 
-def _nothing(gone: Operator) -> Operator:
+def nothing(gone: Operator) -> Operator:
+    """What stands in the place of an operator that is there no longer."""
     return Opaque(name=gone.name, op_type=gone.op_type, inputs=(), outputs=())
 
 
@@ -140,7 +144,7 @@ def _leave_out(operators: list[Operator], index: int, gone: set[int]) -> None:
         routes = tuple(total.routes[k] for k in stay) if total.routes else ()
         operators[index] = replace(total, inputs=inputs, signs=signs, routes=routes)
         return
-    operators[index] = _nothing(total)
+    operators[index] = nothing(total)
     for at, operator in enumerate(operators):
         if total.outputs[0] in operator.inputs:
             operators[at] = _reading(operator, total.outputs[0], inputs[0])

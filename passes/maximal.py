@@ -1,6 +1,7 @@
 """v = s u + t: units for every tensor, so that as many steps as can be become u -> u.
 
-What is linear as a whole is one operator from the start (`joining`).
+What is linear as a whole is one operator from the start (`joining`), and so are those that lie side
+by side in a Concat (`side_by_side`).
 
 Direct neighbours first, as at level "local": such folds ask nothing of anybody else, and an
 ordinary network is done with them. For the steps that are left the units of all tensors that they
@@ -17,14 +18,16 @@ from bnfold.passes.draft import Draft
 from bnfold.passes.extra_adds import solve
 from bnfold.passes.joining import join_linear
 from bnfold.passes.local import evaluated, fold_neighbours, kept_steps, plan_local
+from bnfold.passes.side_by_side import join_beside
 from bnfold.passes.witness import explain
 from bnfold.passes.write_plan import write_plan
 from bnfold.planning import Kept, Plan, Units
 
 
 def plan_max(
-    graph: ChannelGraph, refused: Mapping[int, Kept] | None = None, *, unshare_bytes: int = 0
-) -> Plan:
+    graph: ChannelGraph, refused: Mapping[int, Kept] | None = None, *, unshare_bytes: int = 0,
+    horizontal: bool = False,
+) -> Plan:  # fmt: skip
     """Decide every affine step of ``graph`` by the units of all tensors that it can reach.
 
     Args:
@@ -32,12 +35,14 @@ def plan_max(
         refused: Steps that must stay, with the reason.
         unshare_bytes: How many bytes of weights that several operators share may be stored again,
             so that each of these can have its own.
+        horizontal: Whether operators side by side become one also where that takes a copy.
 
     Returns:
         A plan in which every affine step is folded or kept with a reason.
     """
     given = refused or {}
     joined = join_linear(graph, Draft(graph, given))
+    joined = join_beside(joined, given, copies=horizontal)
     return joined.with_merges(_solved(joined.graph, given, unshare_bytes))
 
 

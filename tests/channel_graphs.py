@@ -188,7 +188,7 @@ class Builder:
             routes.append(Route(x, out, along(3, 1, target=np.arange(size) + begin)))
         shape = (1, sum(sizes), self.shapes[inputs[0]][2])
         kernel = lambda *v: np.concatenate(v, axis=1)  # noqa: E731
-        facts = {"sign": Sign.ANY, "shift": ShiftRule.EQUAL, "routes": tuple(routes)}
+        facts = {"sign": Sign.ANY, "shift": ShiftRule.EQUAL, "routes": tuple(routes), "joins": 1}
         return self._add(Tie, "Concat", inputs, [shape], kernel, **facts)[0]
 
     def maximum(self, *inputs: ValueId) -> ValueId:

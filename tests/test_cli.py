@@ -104,6 +104,9 @@ Options:
   --leftover FORM          How to write a BatchNormalization that stays: keep
                            (as it is), affine (Mul and Add) or depthwise (a 1x1
                            Conv).  [default: keep]
+  --horizontal             Let operators over one tensor whose outputs are
+                           concatenated become one also where parts of its
+                           output have to be copied.
   --report FILE|-          Write what was found, in the form that the ending
                            asks for: .json, .xml (JUnit), .sarif, .md, .html or
                            .txt; with - as JSON to stdout, and any text to
@@ -129,6 +132,9 @@ Options:
   --leftover FORM          How to write a BatchNormalization that stays: keep
                            (as it is), affine (Mul and Add) or depthwise (a 1x1
                            Conv).  [default: keep]
+  --horizontal             Let operators over one tensor whose outputs are
+                           concatenated become one also where parts of its
+                           output have to be copied.
   --json                   The same as --report -.
   --report FILE|-          Write what was found, in the form that the ending
                            asks for: .json, .xml (JUnit), .sarif, .md, .html or
@@ -465,11 +471,11 @@ def test_the_options_of_optimize_reach_the_api(fake: Fake) -> None:
     seen = fake()
     run("optimize", "dir/m.onnx", "-o", "o.onnx", "--no-check", "--simplify", *CHECKING,
         "--trust-initializers", "--level", "local", "--unshare", "7", "--leftover",
-        "affine")  # fmt: skip
+        "affine", "--horizontal")  # fmt: skip
     assert seen["optimize"] == (
         ("dir/m.onnx", "o.onnx"),
         {**CHECKED, "check": False, "level": "local", "simplify": True,
-         "trust_initializers": True, "unshare": 7, "leftover": "affine"},
+         "trust_initializers": True, "unshare": 7, "leftover": "affine", "horizontal": True},
     )  # fmt: skip
 
 

@@ -70,7 +70,8 @@ def _normalisations(signatures: list[Signature]) -> int:
 
 def _expected(planned: Planned, model: ir.Model) -> tuple[Expected, list[Signature]]:
     names = {_name(value) for value in planned.described.values}
-    units = {_name(planned.described.values[v]): u for v, u in planned.plan.units.items()}
+    values = planned.described.values  # those that are new are in no other units
+    units = {_name(values[v]): u for v, u in planned.plan.units.items() if v < len(values)}
     done = commit(planned.described, planned.plan, lazy=True)
     held = {
         name: _held(done.renamed.get(name, name), units)
