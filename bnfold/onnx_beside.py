@@ -32,7 +32,7 @@ def with_new_values(
     more channels from now on.
     """
     values = dict(enumerate(described.values))
-    edits = []
+    edits: list[Edit] = []
     for merge in plan.merges:
         own = described.graph.operators[merge.into].outputs[0]
         for number in (merge.target, *(part.value for part in merge.cuts)):

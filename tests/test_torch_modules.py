@@ -1053,6 +1053,8 @@ def test_options_of_other_kinds_are_refused() -> None:
             bnfold.fold(onnx.ModelProto(), **options)
     with pytest.raises(UsageError, match="level"):
         bnfold.fold(layers(), level="most")
+    with pytest.raises(UsageError, match="horizontal is for ONNX models"):
+        bnfold.fold(layers(), horizontal=True)
 
 
 class Slotted(nn.BatchNorm2d):
