@@ -7,6 +7,7 @@ expand repeat roll flip           entries of the source, several times or elsewh
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -46,7 +47,8 @@ def _cat(asked: Asked) -> Operator:
         return moved(asked, *(Way(k, same_axes(rank, (axis,))) for k in live))
     starts = np.cumsum([0, *known])
     ranges = [np.arange(*pair) for pair in pairwise(starts)]
-    return moved(asked, *(Way(k, along(rank, axis, None, ranges[k])) for k in live))
+    tie = moved(asked, *(Way(k, along(rank, axis, None, ranges[k])) for k in live))
+    return replace(tie, joins=axis if len(live) == len(sizes) else None)
 
 
 def _stack(asked: Asked) -> Operator:

@@ -43,10 +43,12 @@ def join_beside(joined: Joined, refused: Mapping[int, Kept], *, copies: bool = F
     """
     if not joined.graph.stackable:
         return joined
-    concats = (k for k, op in enumerate(joined.graph.operators)
-               if isinstance(op, Tie) and op.joins is not None and k not in refused)  # fmt: skip
+    concats = [k for k, op in enumerate(joined.graph.operators)
+               if isinstance(op, Tie) and op.joins is not None]  # fmt: skip
+    said = tuple(refused[index] for index in concats if index in refused)
+    joined = replace(joined, apart=(*joined.apart, *said))
     for index in concats:
-        while group := _group(joined, index, refused, copies):
+        while index not in refused and (group := _group(joined, index, refused, copies)):
             joined = _Stack(joined, index, group).merged()
     return joined
 
@@ -99,7 +101,8 @@ class _Stack:
         merge = Merge(
             Joining.SIDE_BY_SIDE, tuple(sorted(inside | ({self.index} if whole else set()))),
             self.into, self.group[0].source, target, first.in_channels, 1, first.taps,
-            self.index, () if whole else tuple(b.value for b in self.group), tuple(cuts),
+            concat=self.index, parts=() if whole else tuple(b.value for b in self.group),
+            cuts=tuple(cuts),
         )  # fmt: skip
         return self._with(merge, whole, read)
 

@@ -77,13 +77,15 @@ class Row:
 
 LINES = "float[2,6,8] x"
 OUT3 = "float[A,B,C] y"
-FOUR = " ".join(f"c{i} = Conv(x, w{i}, b{i})" for i in range(1, 5))
+FOUR = "x2 = Relu(x) x3 = Sigmoid(x) x4 = Tanh(x) c1 = Conv(x, w1, b1) " + " ".join(
+    f"c{i} = Conv(x{i}, w{i}, b{i})" for i in range(2, 5)
+)
 SHUFFLE = "s1 = Reshape({x}, five) s2 = Transpose<perm=[0,2,1,3,4]>(s1) {y} = Reshape(s2, four)"
 
 JOINS = {
     "BatchNorm behind a Concat of four Convs": Row(
         f"{FOUR} j = Concat<axis=1>(c1, c2, c3, c4) [s] y = {bn('n16', 'j')}",
-        {"Conv": 4, "Concat": 1},
+        {"Conv": 4, "Concat": 1, "Relu": 1, "Sigmoid": 1, "Tanh": 1},
     ),
     "BatchNorm on one branch before a Concat that two Convs of one weight read": Row(
         f"""r = Relu(x) [s] n = {bn("h", "r")} j = Concat<axis=1>(n, x)

@@ -284,6 +284,7 @@ def test_what_does_not_fit_its_type_stays_apart() -> None:
     result = bnfold.fold(proto)
     assert nets.operators(result.model) == {"Conv": 2, "Mul": 1, "Concat": 1}
     assert [step.code for step in result.report.kept] == ["BNF013"]
+    assert [step.code for step in result.report.apart] == ["BNF013"]
 
 
 # ---- on the channel graph ----
