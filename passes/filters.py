@@ -116,7 +116,15 @@ def _spanning(reads: set[int], stride: int, slack: int) -> Taps:
 
 
 def _reaching(taps: Taps, symmetric: bool) -> Taps:
-    begin, end = (max(taps.begin, taps.end),) * 2 if symmetric else (0, 0)
-    before = -(-max(0, max(begin, 0) - taps.begin) // taps.step)
-    after = -(-max(0, max(end, 0) - taps.end) // taps.step)
+    begin, end = max(taps.begin, 0), max(taps.end, 0)
+    if symmetric:
+        taps = _in_steps_of(taps, gcd(taps.step, taps.begin - taps.end))
+        begin = end = max(begin, end)
+    before = -(-max(0, begin - taps.begin) // taps.step)
+    after = -(-max(0, end - taps.end) // taps.step)
     return replace(taps, count=taps.count + before + after, first=taps.first - before * taps.step)
+
+
+def _in_steps_of(taps: Taps, step: int) -> Taps:
+    """The same with steps that are smaller by a whole factor."""
+    return replace(taps, count=(taps.count - 1) * (taps.step // step) + 1, step=step)
