@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
-from bnfold.channel_graph import POINT, Affine, Bias, Linear, Operator, Sum, Tie, ValueId
+from bnfold.channel_graph import POINT, Affine, Bias, Form, Linear, Operator, Sum, Tie, ValueId
 from bnfold.passes.draft import Draft
 from bnfold.passes.filters import Filter, beside
 from bnfold.passes.guards import Refusal
@@ -148,7 +148,8 @@ class _Region:
             assert operator.map is not None
             if operator.map.channels not in (1, read[0].outs):
                 raise _NotAlikeError
-            self._spend(2 * read[0].outs, read[0].outs, read[0])
+            numbers = operator.map.channels * (2 if operator.form is Form.BOTH else 1)
+            self._spend(numbers, read[0].outs, read[0])
             return read[0] if operator.map.is_scaling else read[0].shift()
         own = own_filter(operator, read[0])
         if own is None:
@@ -199,10 +200,12 @@ class _Region:
 
     def _holder(self, found: Filter) -> int:
         """The operator that stays: one with a place for the bias, and the largest of these."""
-        paid = bool(self.sums or self.region.left)  # a MatMul may gain an Add where a sum goes
+        places = {Bias.BUILT_IN}
+        if self.sums or self.region.left:
+            places.add(Bias.OPERATOR)  # a MatMul may gain an Add where a sum goes
         able = [
-            index for index, linear in self.linears.items() if index not in self.flat
-            and (paid or not found.shifted or linear.bias is not Bias.OPERATOR)
+            index for index, linear in self.linears.items()
+            if index not in self.flat and (not found.shifted or linear.bias in places)
         ]  # fmt: skip
         if not able:
             self._refuse(Reason.EXTRA_OPERATOR, "")
@@ -211,7 +214,7 @@ class _Region:
     def _rank(self, linear: Linear) -> tuple[bool, int]:
         own = own_filter(linear, None)
         assert own is not None
-        return linear.bias is not Bias.OPERATOR, own.weights
+        return linear.bias is Bias.BUILT_IN, own.weights
 
 
 def own_filter(operator: Operator, read: Filter | None) -> Filter | None:

@@ -182,7 +182,6 @@ def _one(graph: ChannelGraph, joint: Joint) -> Linear:
     linear = graph.operators[merge.into]
     assert isinstance(linear, Linear)
     assert linear.weight is not None
-    bare = linear.bias is Bias.OPERATOR and not found.shifted
     padded = any(taps.begin > 0 or taps.end > 0 for taps in merge.taps)
     own = own_filter(linear, None)
     assert own is not None
@@ -190,6 +189,6 @@ def _one(graph: ChannelGraph, joint: Joint) -> Linear:
     return replace(
         linear, inputs=(merge.source,), outputs=(merge.target,), in_channels=found.ins,
         out_channels=found.outs, weight=replace(linear.weight, nbytes=nbytes),
-        bias=Bias.OPERATOR if bare else Bias.BUILT_IN, groups=merge.groups, taps=merge.taps,
+        bias=Bias.BUILT_IN if found.shifted else linear.bias, groups=merge.groups, taps=merge.taps,
         shift_barrier="it pads with zeros" if padded else "", biased=found.shifted,
     )  # fmt: skip

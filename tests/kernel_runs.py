@@ -25,7 +25,9 @@ def run(kernel: Kernel, x: F64) -> F64:
     out = np.zeros((x.shape[0], groups, rows, *sizes))
     for at in product(*map(range, counts)):
         read = _read(blocks, sizes, kernel.taps, at)
-        weight = kernel.weight[:, :, :, *at]
+        weight = kernel.weight.reshape(*kernel.weight.shape[:3], -1)[
+            ..., np.ravel_multi_index(at, counts) if at else 0
+        ]
         out += np.einsum("goi,ngi...->ngo...", weight, read)
     bias = kernel.bias.reshape(-1, *[1] * len(counts))
     return out.reshape(x.shape[0], groups * rows, *sizes) + bias
