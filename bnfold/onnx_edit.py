@@ -132,6 +132,7 @@ class Editor:
         add.replace_input_with(0, output)
         made.name, output.name = output.name, self.unique(f"{output.name}_unbiased")
         node.append(add)
+        self._instead[output] = made
 
     def take_place(self, made: ir.Value, gone: ir.Value) -> None:
         """Whoever read ``gone`` reads ``made``, which has its name from now on."""

@@ -9,7 +9,18 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
-from bnfold.channel_graph import POINT, Affine, Bias, Form, Linear, Operator, Sum, Tie, ValueId
+from bnfold.channel_graph import (
+    POINT,
+    Affine,
+    Bias,
+    Form,
+    Linear,
+    Link,
+    Operator,
+    Sum,
+    Tie,
+    ValueId,
+)
 from bnfold.passes.draft import Draft
 from bnfold.passes.filters import Filter, beside
 from bnfold.passes.guards import Refusal
@@ -164,9 +175,24 @@ class _Region:
         return made
 
     def _sum(self, total: Sum, read: list[Filter], axis: int) -> Filter:
-        if not all(_is_whole(total, position, axis) for position in range(len(read))):
+        if not self._is_whole(total, axis):
             raise _NotAlikeError
         return self._added(read)
+
+    def _is_whole(self, total: Sum, axis: int) -> bool:
+        """Whether channels are added to channels, none of them broadcast along, no axis lost.
+
+        That positions are added to positions follows: all come from one tensor in the same way.
+        """
+        ranks = {self._rank_of(value) for value in (*total.inputs, *total.outputs)}
+        return all(
+            route.links is None or (len(ranks) == 1 and _keeps(route.links, axis))
+            for route in total.paths
+        )
+
+    def _rank_of(self, value: ValueId) -> int | None:
+        shape = self.draft.values[value].shape
+        return None if shape is None else len(shape)
 
     def _whole(self, axis: int) -> Filter:
         """The filter of all that the region makes."""
@@ -175,7 +201,7 @@ class _Region:
         for place in self.region.left:
             total = self.draft.operator(place.total)
             assert isinstance(total, Sum)
-            if not all(_is_whole(total, k, axis) for k in range(len(total.signs))):
+            if not self._is_whole(total, axis):
                 raise _NotAlikeError
         return self._added([self.filters[term.value] for term in self.region.terms])
 
@@ -230,13 +256,8 @@ def own_filter(operator: Operator, read: Filter | None) -> Filter | None:
     return Filter(read.outs, read.outs, read.outs, operator.taps)
 
 
-def _is_whole(total: Sum, position: int, axis: int) -> bool:
-    """Whether channels of an operand are added to channels, none of them broadcast along.
-
-    That positions are added to positions follows: all come from one tensor in the same way.
-    """
-    links = total.paths[position].links
-    return links is None or any(
+def _keeps(links: tuple[Link, ...], axis: int) -> bool:
+    return any(
         link.source == link.target == (axis,)
         and link.source_index is None and link.target_index is None
         for link in links

@@ -89,7 +89,7 @@ def _region(
 ) -> Region | None:
     """The terms as one, in the place of the one that is added last."""
     made = [leaf for leaf in leaves if leaf.value != source]
-    last = min(made, key=lambda leaf: (leaf.depth, -leaf.place.total))
+    last = max(made, key=lambda leaf: leaf.place.total)  # all that it is made of is there by then
     # What all of the sums give stays one: of two operands none can go from the first of them.
     inner = [leaf for leaf in leaves if leaf is last or leaf.depth or _operands(draft, leaf) > 2]
     left = tuple(leaf.place for leaf in inner if leaf is not last)
