@@ -93,21 +93,23 @@ JOINS = {
         {"Relu": 1, "Concat": 1, "Conv": 2, "Add": 1},
     ),
     "Mul behind a residual Add goes into both branches": Row(
-        "c = Conv(x, w1, b1) d = Conv(x, w2, b2) t = Add(c, d) [s] y = Mul(t, k)",
-        {"Conv": 2, "Add": 1},
+        "c = Conv(x, w1, b1) r = Relu(x) d = Conv(r, w2, b2) t = Add(c, d) [s] y = Mul(t, k)",
+        {"Conv": 2, "Relu": 1, "Add": 1},
     ),
     "BatchNorm behind a residual Add goes into both branches": Row(
-        f"c = Conv(x, w1, b1) d = Conv(x, w2, b2) t = Add(c, d) [s] y = {bn('s', 't')}",
-        {"Conv": 2, "Add": 1},
+        f"""c = Conv(x, w1, b1) r = Relu(x) d = Conv(r, w2, b2) t = Add(c, d)
+            [s] y = {bn("s", "t")}""",
+        {"Conv": 2, "Relu": 1, "Add": 1},
     ),
     "a gamma of 0 behind a residual Add stays, so far": Row(
-        f"c = Conv(x, w1, b1) d = Conv(x, w2, b2) t = Add(c, d) [s] y = {bn('h', 't')}",
-        {"Conv": 2, "Add": 1, BN: 1}, {"s": "BNF016"},
+        f"""c = Conv(x, w1, b1) r = Relu(x) d = Conv(r, w2, b2) t = Add(c, d)
+            [s] y = {bn("h", "t")}""",
+        {"Conv": 2, "Relu": 1, "Add": 1, BN: 1}, {"s": "BNF016"},
     ),
     "BatchNorm behind a Sub of three Convs": Row(
-        f"""c = Conv(x, w1, b1) d = Conv(x, w2, b2) e = Conv(x, w3, b3) t = Sub(c, d)
-            v = Sub(t, e) [s] y = {bn("s", "v")}""",
-        {"Conv": 3, "Sub": 2},
+        f"""c = Conv(x, w1, b1) r = Relu(x) d = Conv(r, w2, b2) q = Tanh(x) e = Conv(q, w3, b3)
+            t = Sub(c, d) v = Sub(t, e) [s] y = {bn("s", "v")}""",
+        {"Conv": 3, "Relu": 1, "Tanh": 1, "Sub": 2},
     ),
     "BatchNorm on one branch of an Add that a Conv reads": Row(
         f"""r = Relu(x) [s] n = {bn("s", "r")} c = Conv(x, w1, b1) t = Add(n, c)
@@ -164,12 +166,12 @@ RESIDUAL = {
             c = Conv<pads=[1,1,1,1]>(r0, u1) [n1] d = {bn("h", "c")}
             e = Conv(r0, w2) [n2] f = {bn("i", "e")} [n3] i0 = {bn("a", "r0")}
             p = Add(d, f) q = Add(p, i0) r = Relu(q) y = Conv(r, w3, b3)""",
-        {"Conv": 4, "Relu": 2, "Add": 2},
+        {"Conv": 3, "Relu": 2},
     ),
     "LayerScale before a residual Add": Row(
-        """m = MatMul(x, m1) a = Add(m, row8) [s] l = Mul(a, gain8) t = Add(l, x)
+        """r = Relu(x) m = MatMul(r, m1) a = Add(m, row8) [s] l = Mul(a, gain8) t = Add(l, x)
            y = MatMul(t, m2)""",
-        {"MatMul": 2, "Add": 2}, inputs=LINES, outputs=OUT3,
+        {"Relu": 1, "MatMul": 2, "Add": 2}, inputs=LINES, outputs=OUT3,
     ),
 }  # fmt: skip
 
@@ -211,17 +213,21 @@ def passing() -> dict[str, Row]:
     for name, text in NO_SHIFT.items():
         kind = text.split("(")[0].split("<")[0]
         back = f"c = Conv(x, w1, b1) p = {text.format(x='c')} [s] y = "
-        ahead = f"z = Sigmoid(x) [s] n = {{step}} p = {text.format(x='n')} y = Conv(p, w1, b1)"
+        # A Pad by zeros would become part of the Conv: one that repeats edges stands between.
+        pads = kind == "Pad"
+        then = f"e = {MOVERS['edge Pad'].format(x='p')} y = Conv(e, w1, b1)"
+        ahead = f"""z = Sigmoid(x) [s] n = {{step}} p = {text.format(x="n")}
+            {then if pads else "y = Conv(p, w1, b1)"}"""
         rows[f"Mul, backward through {name}"] = Row(back + "Mul(p, up)", {"Conv": 1, kind: 1})
         rows[f"Mul, forward through {name}"] = Row(
-            ahead.format(step="Mul(z, up)"), {"Sigmoid": 1, kind: 1, "Conv": 1}
+            ahead.format(step="Mul(z, up)"), {"Sigmoid": 1, kind: 1 + pads, "Conv": 1}
         )
         rows[f"Add, backward through {name}"] = Row(
             back + "Add(p, shift)", {"Conv": 1, kind: 1, "Add": 1}, {"s": "BNF017"}
         )
         rows[f"Add, forward through {name}"] = Row(
-            ahead.format(step="Add(z, shift)"), {"Sigmoid": 1, kind: 1, "Conv": 1, "Add": 1},
-            {"s": "BNF017"},
+            ahead.format(step="Add(z, shift)"),
+            {"Sigmoid": 1, kind: 1 + pads, "Conv": 1, "Add": 1}, {"s": "BNF017"},
         )  # fmt: skip
     return rows
 

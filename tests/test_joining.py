@@ -462,6 +462,10 @@ def test_what_stays_apart_says_why(
     assert (why.reason, why.witness, why.detail) == (reason, witness, detail)
 
 
+def test_every_reason_that_keeps_operators_apart_has_a_case() -> None:
+    assert {reason for _, reason, _, _ in APART} == {Reason.GROWS, Reason.BORDER, Reason.GEOMETRY}
+
+
 # ---- what is no candidate: nothing is said of it ----
 
 

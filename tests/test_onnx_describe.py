@@ -137,7 +137,8 @@ REASONS: dict[Reason, Case] = {
         "e = Sigmoid(z) [s] b = Mul(e, k4) y = Sigmoid(b)", ("Sigmoid(e)", "Sigmoid(y)"), FOUR
     ),
     Reason.OTHER_PATH: Case(
-        f"c = Conv(x, w) [s] b = {BN}(c, a_p, a_b, a_m, a_v) m = Add(b, c) y = Conv(m, v)",
+        f"""c = Conv(x, w) e = Relu(c) [s] b = {BN}(e, a_p, a_b, a_m, a_v) m = Add(b, e)
+            y = Relu(m)""",
         ("Add(m)",),
     ),
     Reason.OTHER_STEP: Case(
@@ -151,12 +152,14 @@ REASONS: dict[Reason, Case] = {
 OF_TORCH = {
     Reason.HOOK, Reason.IN_PLACE, Reason.IN_CODE, Reason.SEVERAL_CALLS, Reason.NOT_CAPTURED,
 }  # fmt: skip
+# What keeps linear operators apart, and no step: tests/test_joining.py has the cases.
+OF_JOINTS = {Reason.GROWS, Reason.BORDER, Reason.GEOMETRY}
 # What only a check that fails brings about: tests/test_rollback.py has the cases.
 OF_CHECKS = {Reason.ROLLED_BACK}
 
 
 def test_every_reason_has_a_case() -> None:
-    assert set(REASONS) | OF_TORCH | OF_CHECKS == set(Reason)
+    assert set(REASONS) | OF_TORCH | OF_JOINTS | OF_CHECKS == set(Reason)
 
 
 def test_every_reason_has_a_code_and_a_sentence_of_its_own() -> None:
@@ -609,8 +612,8 @@ def test_wider_shapes_that_are_stated_give_way_to_inferred_ones() -> None:
 
 def test_nodes_without_a_name_of_their_own_are_called_by_what_they_make() -> None:
     proto = net(
-        f"""c = Conv(x, w) [twice] d = {BN}(c, a_g, a_b, a_m, a_v) e = Conv(d, v)
-            [twice] f = {BN}(e, a_g, a_b, a_m, a_v) h = Conv(f, v2)
+        f"""c = Conv(x, w) [twice] d = {BN}(c, a_g, a_b, a_m, a_v) p = Relu(d) e = Conv(p, v)
+            [twice] f = {BN}(e, a_g, a_b, a_m, a_v) q = Relu(f) h = Conv(q, v2)
             y = {BN}(h, a_g, a_b, a_m, a_v)"""
     )
     proto.graph.initializer.append(onnx.numpy_helper.from_array(constants()["v"], "v2"))

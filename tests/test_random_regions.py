@@ -58,7 +58,8 @@ def test_these_models_are_joined_and_folded() -> None:
 class Cost:
     """What may not grow: operators, linear ones, and the weights of these and of steps.
 
-    An operator may gain a bias: what is added is not counted.
+    An operator may gain a bias, and a step that is a scalar may take over one of many channels:
+    biases are not counted, and scalars as if they had all channels.
     """
 
     nodes: int
@@ -73,5 +74,6 @@ def cost_of(proto: onnx.ModelProto) -> Cost:
     made = {n.output[0] for n in linear if n.op_type == "MatMul"}
     biases |= {v for n in proto.graph.node if n.op_type == "Add" and made & set(n.input)
                for v in n.input}  # fmt: skip
-    weights = sum(size for name, size in stored.items() if name not in biases)
+    most = max(stored.values(), default=1)
+    weights = sum(size if size > 1 else most for k, size in stored.items() if k not in biases)
     return Cost(len(proto.graph.node), len(linear), weights)
