@@ -11,7 +11,7 @@ The graph that the other passes see has the operator that stays alone, under its
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 
 from bnfold.channel_graph import (
@@ -51,18 +51,40 @@ class Joined:
         return replace(plan, folds=folds, merges=merges, apart=self.apart, concats=concats)
 
 
-def join_linear(graph: ChannelGraph, draft: Draft) -> Joined:
+def join_linear(
+    graph: ChannelGraph, draft: Draft, left_alone: Container[int] = frozenset()
+) -> Joined:
     """Join what is linear as a whole, the last operators of the graph first.
 
     Args:
         graph: The facts.
         draft: The same graph, in which nothing is decided yet.
+        left_alone: Operators that are not to end a joint.
     """
     work = _Joining(graph, draft)
     for root in reversed(range(len(graph.operators))):
-        if root not in work.taken and isinstance(graph.operators[root], Linear | Sum):
+        if root in work.taken or root in left_alone:
+            continue
+        if isinstance(graph.operators[root], Linear | Sum):
             work.join(root)
     return work.joined()
+
+
+def pads_before_kept(graph: ChannelGraph, plan: Plan) -> frozenset[int]:
+    """The last operators of joints that are one operator and a Pad, and that keep a step.
+
+    A Pad can hold a constant in other units, the padding of a convolution is 0: what could go
+    through the Pad may not go into the joint.
+    """
+    witnesses = {name for kept in plan.kept for name in kept.witness}
+    found = set()
+    for merge in plan.merges:
+        members = [graph.operators[index] for index in merge.operators]
+        alone = sum(isinstance(member, Linear) for member in members) == 1
+        padded = any(isinstance(m, Tie) and m.fill is not None for m in members)
+        if alone and padded and graph.operators[merge.into].name in witnesses:
+            found.add(merge.root)
+    return frozenset(found)
 
 
 @dataclass(slots=True)

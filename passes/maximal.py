@@ -16,7 +16,7 @@ from bnfold.channel_graph import ChannelGraph, Linear, Weight
 from bnfold.passes.constraints import bytes_of
 from bnfold.passes.draft import Draft
 from bnfold.passes.extra_adds import solve
-from bnfold.passes.joining import join_linear
+from bnfold.passes.joining import join_linear, pads_before_kept
 from bnfold.passes.local import evaluated, fold_neighbours, kept_steps, plan_local
 from bnfold.passes.side_by_side import join_beside
 from bnfold.passes.witness import explain
@@ -41,9 +41,18 @@ def plan_max(
         A plan in which every affine step is folded or kept with a reason.
     """
     given = refused or {}
-    joined = join_linear(graph, Draft(graph, given))
-    joined = join_beside(joined, given, copies=horizontal)
-    return joined.with_merges(_solved(joined.graph, given, unshare_bytes))
+
+    def planned(left_alone: frozenset[int]) -> Plan:
+        joined = join_linear(graph, Draft(graph, given), left_alone)
+        joined = join_beside(joined, given, copies=horizontal)
+        return joined.with_merges(_solved(joined.graph, given, unshare_bytes))
+
+    plan = planned(frozenset())
+    barred = pads_before_kept(graph, plan)
+    if not barred:
+        return plan
+    other, draft = planned(barred), Draft(graph, given)
+    return other if _left(draft, other) < _left(draft, plan) else plan
 
 
 def _solved(graph: ChannelGraph, refused: Mapping[int, Kept], unshare_bytes: int) -> Plan:

@@ -138,7 +138,7 @@ REASONS: dict[Reason, Case] = {
     ),
     Reason.OTHER_PATH: Case(
         f"""c = Conv(x, w) e = Relu(c) [s] b = {BN}(e, a_p, a_b, a_m, a_v) m = Add(b, e)
-            y = Relu(m)""",
+            r = Relu(m) y = Conv(r, v)""",
         ("Add(m)",),
     ),
     Reason.OTHER_STEP: Case(
@@ -612,8 +612,8 @@ def test_wider_shapes_that_are_stated_give_way_to_inferred_ones() -> None:
 
 def test_nodes_without_a_name_of_their_own_are_called_by_what_they_make() -> None:
     proto = net(
-        f"""c = Conv(x, w) [twice] d = {BN}(c, a_g, a_b, a_m, a_v) p = Relu(d) e = Conv(p, v)
-            [twice] f = {BN}(e, a_g, a_b, a_m, a_v) q = Relu(f) h = Conv(q, v2)
+        f"""c = Conv(x, w) [twice] d = {BN}(c, a_g, a_b, a_m, a_v) t1 = Relu(d) e = Conv(t1, v)
+            [twice] f = {BN}(e, a_g, a_b, a_m, a_v) t2 = Relu(f) h = Conv(t2, v2)
             y = {BN}(h, a_g, a_b, a_m, a_v)"""
     )
     proto.graph.initializer.append(onnx.numpy_helper.from_array(constants()["v"], "v2"))

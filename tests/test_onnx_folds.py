@@ -641,7 +641,8 @@ CHAINS: dict[str, tuple[str, dict[str, str], dict[str, int]]] = {
         {"a": "BNF010", "b": "forward"}, {"Relu": 1, "Add": 1, "Conv": 1},
     ),
     "shared bias": (
-        "c = Conv(x4, v, bias) [a] d = Mul(c, k) e = Conv<pads=[1,1,1,1]>(d, u, bias) [b] y = {bn4}",
+        """c = Conv(x4, v, bias) [a] d = Mul(c, k) e = Conv<pads=[1,1,1,1]>(d, u, bias)
+           [b] y = {bn4}""",
         {"a": "backward", "b": "backward"}, {"Conv": 2},
     ),
 }  # fmt: skip
