@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
+from heapq import heappop, heappush
 
 from bnfold.channel_graph import Affine, Bias, Linear, Operator, Sum, Tie, ValueId
 from bnfold.passes.draft import Draft
@@ -45,33 +46,37 @@ def regions_of(draft: Draft, root: int, taken: Container[int]) -> Iterator[Regio
         taken: Operators that may not be in one.
     """
     target = draft.output(root)
-    inside: set[int] = {root}
-    frontier = Counter(draft.inputs(root))
+    inside: set[int] = set()
+    frontier: Counter[ValueId] = Counter()
+    ready: list[tuple[int, ValueId]] = []  # values that nobody else reads, the last made first
+    grown = root
     while len(inside) < MOST:
+        inside.add(grown)
+        for value in draft.inputs(grown):
+            frontier[value] += 1
+            if _is_inner(draft, value, frontier[value], taken):
+                heappush(ready, (-_made_by(draft, value), value))
         if len(frontier) == 1 and (len(inside) > 1 or sum(frontier.values()) > 1):
             yield Region(tuple(sorted(inside)), next(iter(frontier)), target)
-        value = _latest(draft, frontier, taken)
-        if value is None:
+        if not ready:
             return
-        producer = draft.producer(value)
-        assert producer is not None
+        value = heappop(ready)[1]
         del frontier[value]
-        inside.add(producer)
-        frontier.update(draft.inputs(producer))
+        grown = _made_by(draft, value)
 
 
-def _latest(draft: Draft, frontier: Counter[ValueId], taken: Container[int]) -> ValueId | None:
-    """The value that was made last of those that nobody else reads."""
-    best, found = -1, None
-    for value, count in frontier.items():
-        producer = draft.producer(value)
-        if producer is None or producer in taken or producer <= best:
-            continue
-        if value in draft.anchors or len(draft.readers(value)) != count:
-            continue
-        if is_linear(draft, producer):
-            best, found = producer, value
-    return found
+def _is_inner(draft: Draft, value: ValueId, count: int, taken: Container[int]) -> bool:
+    """Whether a value that was read ``count`` times so far can be inside of a region."""
+    producer = draft.producer(value)
+    if producer is None or producer in taken or value in draft.anchors:
+        return False
+    return len(draft.readers(value)) == count and is_linear(draft, producer)
+
+
+def _made_by(draft: Draft, value: ValueId) -> int:
+    producer = draft.producer(value)
+    assert producer is not None
+    return producer
 
 
 def is_linear(draft: Draft, index: int) -> bool:

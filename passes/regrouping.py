@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from bnfold.channel_graph import Linear, Sum, ValueId
 from bnfold.passes.draft import Draft
-from bnfold.passes.regions import Region, is_linear, regions_of
+from bnfold.passes.regions import MOST, Region, is_linear, regions_of
 from bnfold.planning import Left, Term
 
 
@@ -57,7 +57,7 @@ def _leaves(
     for position, value in enumerate(draft.inputs(root)):
         signed = sign * total.signs[position]
         producer = draft.producer(value)
-        if producer is not None and _is_inner(draft, value, producer, taken):
+        if depth < MOST and producer is not None and _is_inner(draft, value, producer, taken):
             yield from _leaves(draft, producer, taken, signed, depth + 1)
         else:
             yield _Leaf(value, signed, Left(root, position), depth)

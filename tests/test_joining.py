@@ -295,6 +295,41 @@ def test_both_ends_of_a_joint_may_be_seen() -> None:
     assert_right(net, plan)
 
 
+# ---- terms of a sum ----
+
+
+def terms(net: Net, early: Taps, late: Taps) -> None:
+    """((u + early x) + (v + (w + late x))), made in this order."""
+    x = net.input()
+    others = [net.relu(x) for _ in range(3)]
+    first = net.sum(others[0], net.conv(x, 4, early, early))
+    inner = net.sum(others[2], net.conv(x, 4, late, late))
+    net.sum(first, net.sum(others[1], inner))
+
+
+@pytest.mark.parametrize(("early", "late"), [(POINT, THREE), (THREE, POINT)])
+def test_what_terms_become_stands_before_the_sum_that_reads_it(early: Taps, late: Taps) -> None:
+    net, plan = planned(lambda net: terms(net, early, late))
+    (merge,) = plan.merges
+    assert len(merge.terms) == 2
+    (left,) = merge.left
+    readers = [i for i, op in enumerate(net.operators) if merge.target in op.inputs]
+    assert merge.into < min(readers)
+    assert left.total not in readers
+    kernel, values = net.merged(merge), net.values()
+    expected = sum(term.sign * values[term.value] for term in merge.terms)
+    np.testing.assert_allclose(run(kernel, values[merge.source]), expected, atol=1e-11)
+
+
+def test_a_thousand_sums_in_a_row_are_no_problem() -> None:
+    net = Net()
+    x = net.input(2, 3)
+    total = net.relu(x)
+    for _ in range(1100):
+        total = net.sum(total, net.relu(x))
+    assert not plan_max(net.graph()).merges
+
+
 # ---- padding on both sides alike ----
 
 
