@@ -324,6 +324,40 @@ def test_what_takes_axes_away_is_no_term_of_a_sum() -> None:
     assert not report.joints
 
 
+@pytest.mark.parametrize(
+    ("body", "shapes", "x", "y"),
+    [
+        ("p = Conv(x, w) y = Add(p, x)", {"w": (3, 1, 1, 1)}, "N,1,4,4", "N,3,4,4"),
+        ("p = Conv(x, w) q = Mul(p, e) y = Add(q, x)", {"w": (1, 1, 1, 1), "e": (1, 3, 1, 1)},
+         "N,1,4,4", "N,3,4,4"),
+        ("p = Conv(x, w) q = Mul(p, e) y = Add(q, x)", {"w": (3, 3, 1, 1), "e": (2, 1, 1, 1)},
+         "1,3,4,4", "2,3,4,4"),
+        ("p = Conv<strides=[2,2]>(x, w) y = Add(p, x)", {"w": (3, 3, 1, 1)}, "N,3,H,W", "N,3,P,Q"),
+        ("p = Gemm(x, w) q = Add(p, e) y = Add(q, x)", {"w": (3, 3), "e": (1, 1, 3)}, "N,3",
+         "1,N,3"),
+    ],
+)  # fmt: skip
+def test_what_is_broadcast_is_no_term_of_a_sum(
+    body: str, shapes: Mapping[str, tuple[int, ...]], x: str, y: str
+) -> None:
+    proto = model(body, shapes, x=x, y=y)
+    onnx.checker.check_model(proto, full_check=True)
+    assert not bnfold.fold(proto).report.joints
+
+
+@pytest.mark.parametrize("also", ["", ", double[N,4,6,6] s"])
+def test_a_joint_that_a_body_captures_is_captured_under_its_name(also: str) -> None:
+    body = """p = MatMul(x, w) q = Mul(p, e) r = Add(q, e) s = Add(r, x)
+        o = Constant<value_int=1>() t = Cast<to=9>(o)
+        y = If(t) <then_branch = th () => (double[N,4,6,6] a) { a = Relu(s) },
+                   else_branch = el () => (double[N,4,6,6] b) { b = Abs(s) }>"""
+    text = f"g (double[N,4,6,6] x) => (double[N,4,6,6] y{also}) {{ {body} }}"
+    proto = nets.model(text, constants({"w": (6, 6), "e": (6,)}, np.float64))
+    after, report = nets.folded(proto, EXACT)
+    assert len(report.joints) == 1
+    assert {name for node in nets.nodes(after) for name in node.input} >= {"s"}
+
+
 def test_a_term_that_is_made_late_joins_one_of_an_early_sum() -> None:
     """What is left stands before the first sum that reads it."""
     body = f"""u = Relu(x) v = Tanh(x) w = Sigmoid(x) p = Conv(x, k1) s = Add(p, u)
