@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from bnfold.planning import Merge
 from bnfold.torch_calls import Call
 from bnfold.torch_capture import Captured
 from bnfold.torch_reparam import materialise
@@ -31,6 +32,7 @@ class ModuleEditor:
         self._graph_module = graph_module
         self._pending: dict[str, tuple[Tensor, str]] = {}
         self._vanished: set[fx.Node] = set()
+        self._layers: dict[int, nn.Module] = {}
         self.tree: ModuleTree | None = None
 
     @property
@@ -94,6 +96,13 @@ class ModuleEditor:
         del data
         source = value.args[0] if getattr(value.target, "__name__", "") == "getitem" else value
         self._vanished.update(n for n in (value, source) if isinstance(n, fx.Node))
+
+    def discard(self, nodes: Iterable[fx.Node]) -> None:
+        """Nodes stay: they only prove what the modules do."""
+
+    def hold(self, merge: Merge, layer: nn.Module) -> None:
+        """Let ``layer`` do what all of ``merge`` did, where the tree found room for it."""
+        self._layers[merge.root] = layer
 
     def sweep(self) -> None:
         """Put Identity, or what is left of them, in the place of modules that are done with."""

@@ -143,7 +143,10 @@ def _report(
     steps = [step for part in done for step in part.steps]
     steps += _not_captured(root, done, captures)
     notes = tuple(dict.fromkeys(_note(failure) for failure in captures.failures))
-    return Report(type(root).__name__, options.level, tuple(steps), before, after, notes)
+    joints = tuple(joint for part in done for joint in part.joints)
+    apart = tuple(step for part in done for step in part.apart)
+    return Report(type(root).__name__, options.level, tuple(steps), before, after, notes,
+                  joints=joints, apart=apart)  # fmt: skip
 
 
 def _note(failure: Failure) -> str:
