@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from bnfold.planning import Merge
 from bnfold.torch_calls import Call
 from bnfold.torch_capture import Captured
+from bnfold.torch_hosts import sequential
 from bnfold.torch_reparam import materialise
 from bnfold.torch_tree import ModuleTree
 
@@ -112,6 +113,32 @@ class ModuleEditor:
                 old = self.tree.module(path)
                 left = [self.tree.module(inner) for inner in removal.left]
                 self._replace(old, _in_place_of(old, left))
+        self._place_layers()
+
+    def _place_layers(self) -> None:
+        """Put the layers of merges where the tree found room for them, innermost modules first."""
+        assert self.tree is not None
+        layers = self._layers
+        for line in self.tree.hosts.lines if layers else ():
+            for path in line.gone:
+                self._put(path, nn.Identity())
+            self._put(line.into, layers[line.root])
+        chains = self.tree.hosts.chains.values() if layers else ()
+        for chain in sorted(chains, key=lambda chain: -chain.path.count(".")):
+            parts = {
+                part.name: self._root.get_submodule(part.path) if part.path else layers[part.root]
+                for part in chain.parts
+            }
+            for part in chain.parts:
+                if not part.path:
+                    layers[part.root].training = self._root.get_submodule(chain.path).training
+            self._put(chain.path, sequential(parts))
+
+    def _put(self, path: str, new: nn.Module) -> None:
+        """Let ``new`` be at ``path``, in the mode of what was there."""
+        old = self._root.get_submodule(path)
+        new.training = old.training
+        self._replace(old, new)
 
     def _replace(self, old: nn.Module, new: nn.Module) -> None:
         """Let ``old`` itself be ``new``: lists and whoever else holds it need not be found."""
