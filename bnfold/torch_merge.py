@@ -163,11 +163,8 @@ class Merging:
             read_taps(module, merge, self._outs(merge))
         elif merge.taps:
             restated(node, merge)
-        for each in {node, *(() if site.add is None else (site.add.node,))}:
-            for key in ("val", "tensor_meta", "example_value"):
-                each.meta.pop(key, None)
-                if key in made.meta:
-                    each.meta[key] = made.meta[key]
+        for each in (node, *(() if site.add is None else (site.add.node,))):
+            _say_alike(each, made)
 
     # ---- looking ----
 
@@ -316,9 +313,18 @@ def _flatten(node: fx.Node, target: fx.Node) -> None:
         sizes = node.args[1]
         assert isinstance(sizes, list | tuple)
         node.update_arg(1, [sizes[0], -1])
-    for key in ("val", "tensor_meta", "example_value"):
-        if key in target.meta:
-            node.meta[key] = target.meta[key]
+    _say_alike(node, target)
+
+
+def _say_alike(node: fx.Node, made: fx.Node) -> None:
+    """Say of ``node`` what is said of the tensor ``made``, which it makes by now."""
+    stated = {key: made.meta[key] for key in _STATED if key in made.meta}
+    for key in _STATED:
+        node.meta.pop(key, None)
+    node.meta.update(stated)
+
+
+_STATED = ("val", "tensor_meta", "example_value")
 
 
 def _formatted(tensor: Tensor, like: Tensor) -> Tensor:
