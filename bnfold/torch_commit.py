@@ -6,7 +6,7 @@ which there is no place, is refused while nothing has been made yet.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,7 @@ from bnfold.folding import (
     scales,
     weight_changes,
 )
-from bnfold.planning import Absorption, Plan, Reason
+from bnfold.planning import Absorption, Fold, Plan, Reason
 from bnfold.torch_arrays import as_array, as_tensor, numpy_type
 from bnfold.torch_calls import Call
 from bnfold.torch_constants import UncomputableError
@@ -35,6 +35,7 @@ from bnfold.torch_facts import DTYPES
 from bnfold.torch_inplace import Conflict, conflicts
 from bnfold.torch_leftover import rewritten
 from bnfold.torch_linear import LinearSite
+from bnfold.torch_merge import Merging
 from bnfold.torch_steps import StepSite
 from bnfold.torch_weights import root_of, storage
 from bnfold.torch_writes import Edit, Writer
@@ -50,8 +51,10 @@ def commit(described: Described, plan: Plan, editor: Editor) -> None:
             it; nothing was edited.
     """
     work = _Commit(described, plan, Writer(described, editor))
-    gone = {fold.step for fold in plan.folds}
-    edits = [
+    gone = {fold.step for fold in plan.folds} | plan.joined
+    gone |= {merge.into for merge in plan.merges}
+    edits = list(Merging(described, work.writer, editor, work.write_bias).edits(plan))
+    edits += [
         edit
         for index, taken in sorted(plan.absorptions.items())
         if index not in gone and index not in plan.forms
@@ -60,13 +63,18 @@ def commit(described: Described, plan: Plan, editor: Editor) -> None:
     edits += [rewritten(described, editor, work.writer, index, plan) for index in plan.forms]
     work.refuse_disagreement()
     edits += work.not_in_place()
-    vanished = [_ends(described, fold.step) for fold in plan.folds]
+    vanished = [_ends(described, fold.step) for fold in _vanishing(plan)]
     for edit in edits:
         edit()
     for value, node, position in vanished:
         # What the step reads by now: an Add may have been made before it.
         editor.bypass(value, node.all_input_nodes[position])
     editor.sweep()
+
+
+def _vanishing(plan: Plan) -> Iterator[Fold]:
+    """The folds whose steps are taken out one by one: not those that went with others."""
+    return (fold for fold in plan.folds if fold.step not in plan.joined)
 
 
 def _ends(described: Described, step: int) -> tuple[fx.Node, fx.Node, int]:
@@ -120,7 +128,7 @@ class _Commit:
             before = self._given_bias(site, given, out_channels(tuple(weight.shape), layout))
             dtype = numpy_type(self._bias_type(site, given))
             bias = folded_bias(before, as_array(weight), layout, index, taken, dtype, site.alpha)
-            yield from self._write_bias(site, given, as_tensor(bias, weight))
+            yield from self.write_bias(site, given, as_tensor(bias, weight))
         if weight_changes(taken):
             yield self._write_weight(index, site, taken)
 
@@ -173,7 +181,8 @@ class _Commit:
             return self.described.facts.constants.stored(root).dtype
         return _TORCH[self._type_read(site)]
 
-    def _write_bias(self, site: LinearSite, given: Any, bias: Tensor) -> Iterator[Edit]:
+    def write_bias(self, site: LinearSite, given: Any, bias: Tensor) -> Iterator[Edit]:
+        """Give a linear operator ``bias`` in the place of the one that it was ``given``."""
         shaped = bias.reshape(-1, 1) if site.rows else bias
         if site.add is not None:
             argument = "other" if site.add["other"] is given else "input"
@@ -279,7 +288,8 @@ class _Commit:
         """
         walk = self.described.facts.walk
         gone = dict(_outputs(self.described, self.plan))
-        found = conflicts(walk.calls, (*walk.inputs, *walk.held), walk.outputs, gone)
+        left = self._left(walk.calls)
+        found = conflicts(left, (*walk.inputs, *walk.held), walk.outputs, gone)
         before = {conflict.call.node: set(conflict.nodes) for conflict in self.described.changed}
         calls = []
         for conflict in found:
@@ -292,9 +302,17 @@ class _Commit:
             for step in self._to_blame(conflict):
                 label = self.described.facts.label(conflict.call)
                 raise FoldRefusedError(step, Reason.IN_PLACE, label)
-        vanished = [self._step_call(fold.step) for fold in self.plan.folds]
+        vanished = [self._step_call(fold.step) for fold in _vanishing(self.plan)]
         calls += [call for call in vanished if call.mutates and self._edits_nodes]
         return [self.writer.functional(call) for call in calls]
+
+    def _left(self, calls: Iterable[Call]) -> list[Call]:
+        """The operations that are not gone because another one does what they did."""
+        sites = [self.described.sites[index] for index in self.plan.joined]
+        values = [self.described.graph.operators[index].outputs[0] for index in self.plan.joined]
+        gone = {site.call.node for site in sites if site is not None}
+        gone.update(self.described.values[value] for value in values)
+        return [call for call in calls if call.node not in gone]
 
     @property
     def _edits_nodes(self) -> bool:
@@ -308,7 +326,7 @@ class _Commit:
     def _to_blame(self, conflict: Conflict) -> Iterator[int]:
         """The steps that vanished, so that the tensor has two names."""
         names = set(conflict.nodes)
-        for fold in self.plan.folds:
+        for fold in _vanishing(self.plan):
             value, node, _ = _ends(self.described, fold.step)
             if not names.isdisjoint((value, node)):
                 yield fold.step
@@ -322,7 +340,7 @@ def _key(scale: F64 | None) -> bytes:
 
 
 def _outputs(described: Described, plan: Plan) -> Iterator[tuple[fx.Node, fx.Node]]:
-    for fold in plan.folds:
+    for fold in _vanishing(plan):
         site = described.sites[fold.step]
         assert isinstance(site, StepSite)
         value = described.values[described.graph.operators[fold.step].outputs[0]]

@@ -129,7 +129,9 @@ class _Describer:
         for call in self.facts.walk.calls:
             if call.node not in self.absorbed and not self._is_aside(call):
                 self._recognise(call)
-        graph = ChannelGraph(tuple(self.values), tuple(self.operators), dict(self._anchors()))
+        graph = ChannelGraph(
+            tuple(self.values), tuple(self.operators), dict(self._anchors()), symmetric=True
+        )
         return Described(
             graph, tuple(self.sites), tuple(self.nodes), self.facts, self.stored,
             self._outside(), self.changed, self._watched(),

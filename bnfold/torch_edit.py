@@ -6,11 +6,12 @@ Tensors that a graph holds (parameters, buffers, constants) go by their names.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from torch import Tensor, fx, nn
 
+from bnfold.planning import Merge
 from bnfold.torch_calls import Call
 
 
@@ -57,6 +58,12 @@ class Editor(Protocol):
 
     def bypass(self, value: fx.Node, data: fx.Node) -> None:
         """Whoever read ``value`` reads ``data``, of the same graph."""
+
+    def discard(self, nodes: Iterable[fx.Node]) -> None:
+        """Let ``nodes`` go as soon as nobody reads them, whatever they do."""
+
+    def hold(self, merge: Merge, layer: nn.Module) -> None:
+        """Let ``layer`` do what all of ``merge`` did, in a module tree."""
 
     def sweep(self) -> None:
         """Remove what the edits left without a reader: nodes, tensors that nothing holds for else.

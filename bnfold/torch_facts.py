@@ -182,6 +182,16 @@ class Facts:
         return sizes or ("val" in call.node.meta and call.op not in _FOR_OTHERS)
 
 
+_RANKS = frozenset({"dim", "is_floating_point", "ndimension"})
+
+
+def asks_for_rank(call: Call) -> bool:
+    """Whether an operation that reads no numbers asks for no sizes either, but rank or type."""
+    if call.op == "getattr":
+        return call["1"] in _SIZES_OF_TENSORS - {"shape", "nbytes"}
+    return call.op in _RANKS
+
+
 def fake(node: Any) -> Tensor | None:
     """What the graph itself says of the tensor ``node``."""
     value = node.meta.get("val") if isinstance(node, fx.Node) else None

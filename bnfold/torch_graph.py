@@ -10,11 +10,12 @@ written to one of them is written to all.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, fx, nn
 
+from bnfold.planning import Merge
 from bnfold.torch_bodies import Nest
 from bnfold.torch_calls import Call
 from bnfold.torch_graph_nodes import can_go, describe_node, set_argument, target_path
@@ -111,6 +112,14 @@ class GraphEditor:
         self._bypassed[value] = data
         taken = value.args[0] if value.target is operator.getitem else value
         self._left |= {value, taken} if isinstance(taken, fx.Node) else {value}
+
+    def discard(self, nodes: Iterable[fx.Node]) -> None:
+        """Let ``nodes`` go as soon as nobody reads them, whatever they do."""
+        self._left.update(nodes)
+
+    def hold(self, merge: Merge, layer: nn.Module) -> None:
+        """The modules of a graph are changed where they are."""
+        raise NotImplementedError
 
     def sweep(self) -> None:
         """Remove the nodes that the edits left without a reader, and what only these named."""

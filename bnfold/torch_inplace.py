@@ -87,7 +87,7 @@ def conflicts(
         if source is not None:
             aliases.join(call.node, source)
             continue
-        for read in _shared(call):
+        for read in shared(call):
             aliases.join(call.node, read)
         target = call[call.mutates] if call.mutates else None
         if not isinstance(target, fx.Node):
@@ -110,7 +110,7 @@ def changed(calls: Iterable[Call]) -> set[fx.Node]:
     aliases = Aliases()
     targets = []
     for call in calls:
-        for read in _shared(call):
+        for read in shared(call):
             aliases.join(call.node, read)
         target = call[call.mutates] if call.mutates else None
         if isinstance(target, fx.Node):
@@ -118,7 +118,7 @@ def changed(calls: Iterable[Call]) -> set[fx.Node]:
     return {node for target in targets for node in aliases.members(target)}
 
 
-def _shared(call: Call) -> Iterable[fx.Node]:
+def shared(call: Call) -> Iterable[fx.Node]:
     """The arguments that the result may share its memory with."""
     if call.mutates:
         target = call[call.mutates]

@@ -166,11 +166,12 @@ def _unflatten(module: Any) -> Leaf:
 
 _POOL = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
 _MEAN_POOL = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")
+_DIVISOR = ("divisor_override",)  # not along one axis
 _BY_RANK: Mapping[str, Callable[[int], Callable[[Any], Leaf]]] = {
     "Conv": lambda _: _conv,
     "ConvTranspose": lambda _: _conv_transpose,
     "MaxPool": lambda n: _copied(f"max_pool{n}d", *_POOL),
-    "AvgPool": lambda n: _copied(f"avg_pool{n}d", *_MEAN_POOL),
+    "AvgPool": lambda n: _copied(f"avg_pool{n}d", *_MEAN_POOL, *_DIVISOR[: n - 1]),
     "LPPool": lambda n: _copied(f"lp_pool{n}d", "norm_type", "kernel_size", "stride", "ceil_mode"),
     "AdaptiveAvgPool": lambda n: _copied(f"adaptive_avg_pool{n}d", "output_size"),
     "AdaptiveMaxPool": lambda n: _copied(f"adaptive_max_pool{n}d", "output_size", "return_indices"),

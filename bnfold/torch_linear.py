@@ -10,7 +10,7 @@ A weight is a tensor that the graph holds, perhaps transposed on its way, or com
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import fx
@@ -20,6 +20,7 @@ from bnfold.channel_graph import Bias, Linear
 from bnfold.found import FoundLinear
 from bnfold.torch_calls import Call
 from bnfold.torch_facts import Facts, Shape
+from bnfold.torch_taps import conv_taps, is_biased, whole_matrix
 from bnfold.torch_weights import Readers, root_of, weight_of
 
 
@@ -72,7 +73,8 @@ def _conv(facts: Facts, call: Call) -> Found | None:
     if call["transposed"]:
         return _conv_transpose(facts, call)
     barrier = "it pads with zeros" if _pads(facts, call) else ""
-    return _convolution(facts, call, Layout(0, 1, _groups(call)), barrier)
+    found = _convolution(facts, call, Layout(0, 1, _groups(call)), barrier)
+    return None if found is None else replace(found, taps=conv_taps(facts, call))
 
 
 def _conv_transpose(facts: Facts, call: Call) -> Found | None:
@@ -140,7 +142,8 @@ def _linear(facts: Facts, call: Call) -> Found | None:
         return None
     site = LinearSite(call, data, call["weight"], "weight", Layout(0, 1), call["bias"])
     axis = _last(facts, data)
-    return FoundLinear(site, axis, axis, "", _given_bias(facts, call["bias"]))
+    taps = whole_matrix(facts, call["weight"])
+    return FoundLinear(site, axis, axis, "", _given_bias(facts, call["bias"]), taps)
 
 
 def _last(facts: Facts, data: fx.Node, back: int = 1) -> int:
@@ -159,7 +162,8 @@ def _addmm(facts: Facts, call: Call) -> Found | None:
                       alpha=float(alpha), beta=float(beta))  # fmt: skip
     stored = facts.shape(bias) if facts.constants.is_constant(bias) else None
     along = stored is not None and (len(stored) < 2 or (len(stored) == 2 and stored[0] == 1))
-    return FoundLinear(site, 1, 1, "", Bias.BUILT_IN if along else Bias.DYNAMIC)
+    taps = whole_matrix(facts, weight)
+    return FoundLinear(site, 1, 1, "", Bias.BUILT_IN if along else Bias.DYNAMIC, taps)
 
 
 def _matmul(facts: Facts, call: Call) -> Found | None:
@@ -200,7 +204,8 @@ def _matmul_by(facts: Facts, call: Call, data: fx.Node, *, rows: bool) -> Found 
     alike = root is not None and len(facts.shape(root.argument) or ()) == 2
     single = alike or all(dim == 1 for dim in shape[:-2])
     barrier = "" if single else "each batch has a weight of its own"
-    return FoundLinear(site, in_axis, out_axis, barrier, Bias.BUILT_IN if add else Bias.OPERATOR)
+    place = Bias.BUILT_IN if add else Bias.OPERATOR
+    return FoundLinear(site, in_axis, out_axis, barrier, place, whole_matrix(facts, weight))
 
 
 def _bias_add(
@@ -286,4 +291,6 @@ def as_operator(
         in_channels=in_channels(sizes, site.layout) if known else 0,
         out_channels=out_channels(sizes, site.layout) if known else 0,
         weight=weight, bias=found.bias, shift_barrier=found.shift_barrier,
+        groups=site.layout.groups, taps=found.taps,
+        biased=site.beta != 0 and is_biased(facts, site.bias),
     )  # fmt: skip

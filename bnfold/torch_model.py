@@ -17,7 +17,7 @@ from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 from bnfold.channel_graph import Affine, ChannelGraph
 from bnfold.folding import FoldRefusedError, Options, refusals
 from bnfold.planning import Kept, Plan, Reason
-from bnfold.report.model import Report, Size, Step, steps_of
+from bnfold.report.model import Joint, Report, Size, Step, apart_of, joints_of, steps_of
 from bnfold.torch_commit import commit
 from bnfold.torch_constants import Constants
 from bnfold.torch_describe import Described, Tree, describe
@@ -60,6 +60,16 @@ class Folded:
     def steps(self) -> tuple[Step, ...]:
         """The verdicts on its steps."""
         return steps_of(self.described.graph, self.plan)
+
+    @property
+    def joints(self) -> tuple[Joint, ...]:
+        """Operators that became one."""
+        return joints_of(self.described.graph, self.plan)
+
+    @property
+    def apart(self) -> tuple[Step, ...]:
+        """Linear operators that stay what they are."""
+        return apart_of(self.described.graph, self.plan)
 
 
 def fold_program(program: ExportedProgram, options: Options) -> tuple[ExportedProgram, Report]:
@@ -270,4 +280,5 @@ def size_of(editor: Editor) -> Size:
 def _report(
     source: str, options: Options, done: Folded, before: Size, after: Size | None = None
 ) -> Report:
-    return Report(source, options.level, done.steps, before, after)
+    return Report(source, options.level, done.steps, before, after,
+                  joints=done.joints, apart=done.apart)  # fmt: skip

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from bnfold.planning import Merge
 from bnfold.torch_calls import Call
 from bnfold.torch_capture import Captured
+from bnfold.torch_hosts import sequential
 from bnfold.torch_reparam import materialise
 from bnfold.torch_tree import ModuleTree
 
@@ -32,6 +34,7 @@ class ModuleEditor:
         self._pending: dict[str, tuple[Tensor, str]] = {}
         self._vanished: set[fx.Node] = set()
         self._instead: dict[fx.Node, nn.Module] = {}
+        self._layers: dict[int, nn.Module] = {}
         self.tree: ModuleTree | None = None
 
     @property
@@ -100,6 +103,13 @@ class ModuleEditor:
         """Let ``module`` do in the place of another what ``step`` does there."""
         self._instead[step] = module
 
+    def discard(self, nodes: Iterable[fx.Node]) -> None:
+        """Nodes stay: they only prove what the modules do."""
+
+    def hold(self, merge: Merge, layer: nn.Module) -> None:
+        """Let ``layer`` do what all of ``merge`` did, where the tree found room for it."""
+        self._layers[merge.root] = layer
+
     def sweep(self) -> None:
         """Put Identity, or what is left of them, in the place of modules that are done with."""
         assert self.tree is not None
@@ -111,6 +121,32 @@ class ModuleEditor:
                 for module in new:
                     module.train(old.training)
                 self._replace(old, _in_place_of(old, [*new, *left]))
+        self._place_layers()
+
+    def _place_layers(self) -> None:
+        """Put the layers of merges where the tree found room for them, innermost modules first."""
+        assert self.tree is not None
+        layers = self._layers
+        for line in self.tree.hosts.lines if layers else ():
+            for path in line.gone:
+                self._put(path, nn.Identity())
+            self._put(line.into, layers[line.root])
+        chains = self.tree.hosts.chains.values() if layers else ()
+        for chain in sorted(chains, key=lambda chain: -chain.path.count(".")):
+            parts = {
+                part.name: self._root.get_submodule(part.path) if part.path else layers[part.root]
+                for part in chain.parts
+            }
+            for part in chain.parts:
+                if not part.path:
+                    layers[part.root].training = self._root.get_submodule(chain.path).training
+            self._put(chain.path, sequential(parts))
+
+    def _put(self, path: str, new: nn.Module) -> None:
+        """Let ``new`` be at ``path``, in the mode of what was there."""
+        old = self._root.get_submodule(path)
+        new.training = old.training
+        self._replace(old, new)
 
     def _replace(self, old: nn.Module, new: nn.Module) -> None:
         """Let ``old`` itself be ``new``: lists and whoever else holds it need not be found."""

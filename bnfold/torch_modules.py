@@ -8,7 +8,7 @@ steps that vanished are Identity, or the activation that they ended with.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from bnfold.torch_module_editor import ModuleEditor
 from bnfold.torch_observe import Observed, is_watched_globally, observing
 from bnfold.torch_reparam import copied, owned
 from bnfold.torch_steps import StepSite
-from bnfold.torch_tree import ModuleTree
+from bnfold.torch_tree import DescribeAgainError, ModuleTree
 from bnfold.torch_weights import storage
 
 
@@ -57,10 +57,7 @@ def _copy(module: nn.Module) -> tuple[nn.Module, dict[int, Tensor]]:
 def explain_module(module: nn.Module, inputs: Inputs, options: Options) -> Report:
     """What `fold_module` would do; the module is left as it is."""
     captures, seen = _captured(module, inputs)
-    parts = []
-    for part in captures.parts:
-        _, facts, tree = _described(module, part, seen)
-        parts.append(settled(describe(facts, tree), options, tree.partial))
+    parts = [_explained(module, part, seen, options) for part in captures.parts]
     return _report(module, parts, captures, options, size_of(module), None)
 
 
@@ -113,7 +110,21 @@ def _described(
 
 def _fold_part(root: nn.Module, part: Captured, seen: _Seen, options: Options) -> Folded:
     editor, facts, tree = _described(root, part, seen)
-    return fold_graph(editor, facts, options, tree, tree.partial)
+    return _decided(lambda: fold_graph(editor, facts, options, tree, tree.partial))
+
+
+def _explained(root: nn.Module, part: Captured, seen: _Seen, options: Options) -> Folded:
+    _, facts, tree = _described(root, part, seen)
+    return _decided(lambda: settled(describe(facts, tree), options, tree.partial))
+
+
+def _decided(decide: Callable[[], Folded]) -> Folded:
+    """What is decided in the end, once the tree has said what can vanish from code."""
+    while True:
+        try:
+            return decide()
+        except DescribeAgainError:
+            continue
 
 
 # ---- reports ----
@@ -143,7 +154,10 @@ def _report(
     steps = [step for part in done for step in part.steps]
     steps += _not_captured(root, done, captures)
     notes = tuple(dict.fromkeys(_note(failure) for failure in captures.failures))
-    return Report(type(root).__name__, options.level, tuple(steps), before, after, notes)
+    joints = tuple(joint for part in done for joint in part.joints)
+    apart = tuple(step for part in done for step in part.apart)
+    return Report(type(root).__name__, options.level, tuple(steps), before, after, notes,
+                  joints=joints, apart=apart)  # fmt: skip
 
 
 def _note(failure: Failure) -> str:

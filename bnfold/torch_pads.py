@@ -17,6 +17,7 @@ from bnfold.channel_graph import Dim, Operator, ShiftRule, Sign
 from bnfold.index_maps import bordered, picked, same_axes
 from bnfold.torch_moves import listed, moved
 from bnfold.torch_rules import Asked, Rule, UnstatedError, Way
+from bnfold.torch_taps import bordering_taps
 
 _COPIES = frozenset({"reflect", "replicate", "circular"})
 
@@ -57,7 +58,7 @@ def _constant_pad(asked: Asked) -> Operator:
     shape = asked.facts.shape(asked.value()) or (None,) * rank
     indices = {axis: _edges(shape[axis], *pair) for axis, pair in around.items()}
     tie = asked.tie(Sign.ANY, ShiftRule.ZERO, Way(0, picked(rank, indices)))
-    return replace(tie, fill=fill)
+    return replace(tie, fill=fill, taps=None if fill else bordering_taps(rank, around))
 
 
 def _edges(size: Dim, before: object, after: object) -> NDArray[np.int64] | None:

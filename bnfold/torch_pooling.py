@@ -12,6 +12,7 @@ What is pooled are the last axes: without a batch channels come first.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import isfinite, prod
 
 import torch
@@ -19,6 +20,7 @@ import torch
 from bnfold.channel_graph import Operator, ShiftRule, Sign
 from bnfold.index_maps import reduced, same_axes
 from bnfold.torch_rules import Asked, Links, Rule, UnstatedError, Way, axis_of
+from bnfold.torch_taps import averaged_taps
 
 _HIGHEST = (Sign.POSITIVE, ShiftRule.EQUAL)
 _MEAN = (Sign.ANY, ShiftRule.EQUAL)
@@ -63,7 +65,10 @@ def _average_pool(spatial: int) -> Rule:
         counted = asked.argument("count_include_pad", True) and any(asked.integers("padding") or ())
         other = asked.argument("divisor_override") is not None
         kind = _LINEAR if counted or other else _MEAN
-        return asked.tie(*kind, Way(0, _images(asked, spatial)))
+        tie = asked.tie(*kind, Way(0, _images(asked, spatial)))
+        # Without a batch, or where that is not known, channels may stand elsewhere.
+        batched = asked.rank() == spatial + 2
+        return replace(tie, taps=averaged_taps(asked.call, spatial) if batched else None)
 
     return rule
 

@@ -17,9 +17,10 @@ from torch._ops import OpOverload
 from torch.export import ExportedProgram
 
 from bnfold.errors import UsageError
+from bnfold.planning import Merge
 from bnfold.torch_bodies import Nest, copied, is_pure, named_placeholder
 from bnfold.torch_calls import Call
-from bnfold.torch_refresh import refresh
+from bnfold.torch_refresh import refresh, restate_moves
 from bnfold.torch_signature import (
     PREFIXES,
     Signature,
@@ -52,6 +53,7 @@ class ProgramEditor:
         self._tensors = {name: value for name, value in both.items() if isinstance(value, Tensor)}
         self._held = dict(self._held_by_placeholders())
         self._unread = {node for node in self._nest.nodes() if not node.users}
+        self._discarded: set[fx.Node] = set()
 
     def _held_by_placeholders(self) -> Iterable[tuple[fx.Node, str]]:
         nodes = self._graph_module.graph.find_nodes(op="placeholder")
@@ -108,6 +110,7 @@ class ProgramEditor:
         for each in self._nest.same(node):
             each.meta["val"] = value
             each.meta.pop("tensor_meta", None)
+            restate_moves(each)
 
     def add(self, name: str, tensor: Tensor, like: str) -> str:
         """A new tensor beside the tensor ``like``, of its kind; returns the name it got."""
@@ -159,6 +162,14 @@ class ProgramEditor:
         twice = results(output).count(result) > 1
         return (twice or result.op == "placeholder") and not self._nest.alias(output.graph)
 
+    def discard(self, nodes: Iterable[fx.Node]) -> None:
+        """Let ``nodes`` go as soon as nobody reads them, whatever they do."""
+        self._discarded.update(nodes)
+
+    def hold(self, merge: Merge, layer: nn.Module) -> None:
+        """A program holds no modules."""
+        raise NotImplementedError
+
     def sweep(self) -> None:
         """Remove what the edits left without a reader, and all of a normalisation that is gone.
 
@@ -179,7 +190,7 @@ class ProgramEditor:
     def _sweep_nodes(self) -> bool:
         found = False
         for node in self._nest.nodes():
-            if self._is_left(node) and is_pure(node):
+            if self._is_left(node) and (node in self._discarded or is_pure(node)):
                 self._nest.erase(node)
                 found = True
         return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, fx
+from torch._ops import OpOverload
 
 from bnfold.errors import UsageError
 from bnfold.torch_bodies import bodies, operands, placeholders
@@ -24,6 +25,20 @@ def refresh(module: fx.GraphModule) -> None:
         return
     with mode:
         _Propagation(module).run(*inputs)
+
+
+_MOVES = frozenset({"t", "transpose", "permute", "numpy_T", "detach", "alias", "clone", "_to_copy"})
+
+
+def restate_moves(node: fx.Node) -> None:
+    """Let what only arranges the tensor ``node`` otherwise follow from what is said of that."""
+    for user in node.users:
+        target = user.target
+        if isinstance(target, OpOverload) and target._opname in _MOVES and "val" in user.meta:
+            args = fx.node.map_arg(user.args, lambda n: n.meta["val"])
+            user.meta["val"] = target(*args, **user.kwargs)
+            user.meta.pop("tensor_meta", None)
+            restate_moves(user)
 
 
 class _Propagation(fx.Interpreter):

@@ -44,7 +44,7 @@ def removals_of(tree: ModuleTree) -> dict[str, Removal]:
             sites[tree.first_path(path)][site].append(call)
     found: list[Removal] = []
     for path, calls in sites.items():
-        if tree.has(path) and _may_go(tree, path):
+        if tree.has(path) and may_go(tree, path):
             each = [_Inside(tree, path, site, inner).removal() for site, inner in calls.items()]
             whole = [removal for removal in each if removal is not None]
             if len(whole) == len(each) and len({removal.left for removal in whole}) == 1:
@@ -57,7 +57,7 @@ def removals_of(tree: ModuleTree) -> dict[str, Removal]:
     return {removal.path: removal for removal in found if removal.path in used}
 
 
-def _may_go(tree: ModuleTree, path: str) -> bool:
+def may_go(tree: ModuleTree, path: str) -> bool:
     """Whether another module could be called in the place of the one at ``path``."""
     module, prefix = tree.module(path), tree.facts.prefix
     if prefix and not all(_is_inside(other, prefix) for other in tree.paths(module)):

@@ -21,6 +21,7 @@ from bnfold.planning import Kept, Plan, Reason
 from bnfold.torch_calls import Call
 from bnfold.torch_describe import Described, NormSite
 from bnfold.torch_facts import Facts, Place
+from bnfold.torch_hosts import Hosts, hosts_of
 from bnfold.torch_leaves import is_unmodified, leaf_arguments
 from bnfold.torch_linear import LinearSite
 from bnfold.torch_observe import Observed
@@ -29,6 +30,11 @@ from bnfold.torch_removals import Removal, removals_of
 from bnfold.torch_reparam import foreign_hooks, own_tensors, reparametrised
 from bnfold.torch_steps import StepSite
 from bnfold.torch_weights import root_of, storage
+
+
+class DescribeAgainError(Exception):
+    """The tree can hold something else than it said; nothing was edited."""
+
 
 _LINEAR = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
@@ -54,6 +60,9 @@ class ModuleTree:
     outside: tuple[str, ...] = ()
     watched: bool = False
     removals: dict[str, Removal] = field(default_factory=dict)
+    hosts: Hosts = field(default_factory=Hosts)
+    freed: set[str] = field(default_factory=set)
+    banned: set[str] = field(default_factory=set)
     readers: dict[str, list[Place]] = field(default_factory=lambda: defaultdict(list))
     _reach: Reach = field(default_factory=Reach)
     _modules: dict[str, nn.Module] = field(default_factory=dict)
@@ -147,6 +156,8 @@ class ModuleTree:
             if self.hooked(path):
                 return ""  # what it reads and makes is in true units anyway
         path = self.facts.place(site.call).path or self.facts.prefix
+        if self.first_path(path) in self.freed:
+            return ""
         return path or type(self.root).__name__
 
     def is_alone(self, site: StepSite) -> bool:
@@ -167,7 +178,13 @@ class ModuleTree:
     # ---- modules that vanish as a whole or not at all ----
 
     def partial(self, described: Described, plan: Plan) -> dict[int, Kept]:
-        """Steps that have to stay because others that are done by the same module do."""
+        """Steps that have to stay because others that are done by the same module do.
+
+        Also merges that no module can hold, by their last operator.
+
+        Raises:
+            DescribeAgainError: Steps that are written in code can vanish, or can't after all.
+        """
         gone = {fold.step for fold in plan.folds}
         steps = _steps_by_node(described)
         refused: dict[int, Kept] = {}
@@ -180,7 +197,24 @@ class ModuleTree:
                     index: Kept(index, Reason.SEVERAL_CALLS, (name,))
                     for index in indices if index in gone
                 }  # fmt: skip
-        return refused
+        self.hosts = hosts_of(self, described, plan)
+        self._settle_code(gone)
+        return refused | self.hosts.refused
+
+    def _settle_code(self, gone: set[int]) -> None:
+        """Let the steps in the code of modules that go vanish, if they do.
+
+        Raises:
+            DescribeAgainError: Not all that was said of such code holds.
+        """
+        chains = self.hosts.chains
+        stay = {path for path, chain in chains.items() if not chain.steps <= gone}
+        wrong = {path for path in self.freed if path not in chains or path in stay}
+        new = stay - self.freed
+        if wrong or new:
+            self.banned |= wrong
+            self.freed = (self.freed | new) - wrong
+            raise DescribeAgainError
 
     # ---- looking ----
 
