@@ -455,6 +455,34 @@ def test_changes_in_place_stay_harmless(run: Any, kind: str) -> None:
     merged(kind, lively(Net(made(run, **layers))), random(2, 4, 6, 6))
 
 
+# ---- sizes that are asked for ----
+
+
+def _asked_for_rank(self: Any, x: Tensor) -> Tensor:
+    near = self.conv(x)
+    torch._assert(near.ndim == 4, "an image")  # type: ignore[no-untyped-call]
+    made: Tensor = near + self.point(x)
+    return made
+
+
+def _asked_for_sizes(self: Any, x: Tensor) -> Tensor:
+    near = self.conv(x)
+    made: Tensor = self.point(near).reshape(near.shape[0], -1, near.shape[2] * near.shape[3])
+    return made
+
+
+@pytest.mark.parametrize("kind", [GRAPH, BARE])
+def test_who_asks_for_the_rank_between_asks_the_source(kind: str) -> None:
+    result = merged(kind, lively(Net(made(_asked_for_rank, **pair()))), random(2, 4, 6, 6))
+    assert len(layers_of(result.model)) == 1
+
+
+@every
+def test_who_asks_for_sizes_between_gets_those_that_were_there(kind: str) -> None:
+    layers = {"conv": nn.Conv2d(4, 5, 3), "point": nn.Conv2d(5, 3, 1)}
+    merged(kind, lively(Net(made(_asked_for_sizes, **layers))), random(2, 4, 6, 6))
+
+
 # ---- the check ----
 
 

@@ -236,7 +236,7 @@ BAD = {
     "of the instance": Row(among(lambda: nn.InstanceNorm2d(3, affine=True)), "backward backward"),
     "of the instance, by running statistics": Row(
         among(lambda: nn.InstanceNorm2d(3, affine=True, track_running_stats=True)),
-        "backward backward backward",
+        "backward backward joined",
         {CORE: "BNF016 backward backward"},
     ),
 }
