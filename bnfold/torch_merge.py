@@ -7,24 +7,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
-from bnfold.affine import Layout, out_channels
+from bnfold.affine import Layout
 from bnfold.channel_graph import Linear
 from bnfold.folding import FoldRefusedError
 from bnfold.kernels import Kernel
 from bnfold.merged import MergedTensors, merged_tensors
 from bnfold.planning import Absorption, Merge, Plan, Reason
 from bnfold.torch_arrays import as_tensor, numpy_type
-from bnfold.torch_calls import Call
 from bnfold.torch_constants import UncomputableError
 from bnfold.torch_describe import Described
 from bnfold.torch_edit import Editor
-from bnfold.torch_facts import DTYPES, asks_for_rank
-from bnfold.torch_inplace import Aliases, shared
+from bnfold.torch_facts import DTYPES
 from bnfold.torch_layers import layer_of, read_taps, restated
 from bnfold.torch_linear import LinearSite
-from bnfold.torch_steps import StepSite
+from bnfold.torch_places import SHAPED, Places
 from bnfold.torch_weights import Root, root_of
 from bnfold.torch_writes import Edit, Writer
 
@@ -49,6 +47,10 @@ class Merging:
     write_bias: WriteBias
     _instead: dict[fx.Node, fx.Node] = field(default_factory=dict)
 
+    @property
+    def _places(self) -> Places:
+        return Places(self.described)
+
     def edits(self, plan: Plan) -> Iterator[Edit]:
         """What makes one operator of those in each merge: computed now, done when called.
 
@@ -71,13 +73,13 @@ class Merging:
         if any(taps.begin != taps.end or taps.begin < 0 for taps in merge.taps):
             detail = "it would pad more on one side than on the other"
             raise FoldRefusedError(merge.into, Reason.GEOMETRY, detail)
-        nodes = [node for index in merge.operators for node in self._nodes(index)]
-        for call in self._changes_between(nodes, self.described.values[merge.source]):
+        nodes = [node for index in merge.operators for node in self._places.nodes(index)]
+        for call in self._places.changes_between(nodes, self.described.values[merge.source]):
             label = self.described.facts.label(call)
             raise FoldRefusedError(merge.into, Reason.IN_PLACE, label)
         if not self.editor.edits_nodes:
             return self._layer(merge, taken, site)
-        self._refuse_misfits(merge, site, nodes)
+        self._places.refuse_misfits(merge, site, nodes)
         return self._node(merge, taken, site)
 
     # ---- a layer ----
@@ -88,7 +90,8 @@ class Merging:
         tensors = self._computed(merge, taken, site, layout)
         bias = as_tensor(tensors.bias, weight) if self._adds(tensors, site) else None
         trained = any(self._tensors(site.weight, "requires_grad"))
-        layer = layer_of(merge, as_tensor(tensors.weight, weight), bias, trained)
+        made = _formatted(as_tensor(tensors.weight, weight), weight)
+        layer = layer_of(merge, made, bias, trained)
         return lambda: self.editor.hold(merge, layer)
 
     def _tensors(self, argument: Any, attribute: str) -> Iterator[Any]:
@@ -105,17 +108,17 @@ class Merging:
         edits = list(self._tensor_edits(site, root, tensors))
         if site.alpha != 1:
             edits.append(self.writer.literal(site.call, "alpha", 1))
-        values, node = self.described.values, site.call.node
+        values, node, same = self.described.values, site.call.node, self._places.same
         target = values[merge.target]
-        source = self._local(merge, values[merge.source])
-        data = next(n for n in node.all_input_nodes if self._same(n) is self._same(site.data))
+        source = self._places.local(merge, values[merge.source])
+        data = next(n for n in node.all_input_nodes if same(n) is same(site.data))
         kept = {node, *site.views} | ({site.add.node} if site.add is not None else set())
-        through = None if merge.through is None else self._made_by(merge.through)
-        gone = [n for index in merge.operators for n in self._nodes(index) if n not in kept]
-        asking = list(self._asking(merge))
+        through = None if merge.through is None else self._places.made_by(merge.through)
+        gone = [n for index in merge.operators for n in self._places.nodes(index) if n not in kept]
+        asking = list(self._places.asking(merge))
 
         def edit() -> None:
-            made = target if through is None else values[_output(self.described, merge.into)]
+            made = target if through is None else self._places.made_by(merge.into)
             for question, asked in asking:
                 question.replace_input_with(self._current(asked), self._current(source))
             self._read(site, merge, data, self._current(source), made)
@@ -160,11 +163,15 @@ class Merging:
         node, module = site.call.node, self.editor.module_of(site.call)
         node.replace_input_with(self._current(data), source)
         if module is not None:
-            read_taps(module, merge, self._outs(merge))
+            read_taps(module, merge, self._places.outs(merge))
         elif merge.taps:
             restated(node, merge)
         for each in (node, *(() if site.add is None else (site.add.node,))):
             _say_alike(each, made)
+        if merge.through is not None and isinstance(node.meta.get("val"), Tensor):
+            size = list(node.meta["val"].shape)
+            size[1] = self._places.outs(merge)
+            node.meta["val"] = node.meta["val"].new_empty(size)
 
     # ---- looking ----
 
@@ -194,122 +201,16 @@ class Merging:
     def _adds(self, tensors: MergedTensors, site: LinearSite) -> bool:
         return bool(tensors.bias.any()) or site.bias is not None
 
-    def _outs(self, merge: Merge) -> int:
-        """How many channels the one operator makes."""
-        last = next(
-            op for index in reversed(merge.operators)
-            if isinstance(op := self.described.graph.operators[index], Linear)
-        )  # fmt: skip
-        return last.out_channels
-
-    def _nodes(self, index: int) -> Iterator[fx.Node]:
-        """All nodes of one operator."""
-        site = self.described.sites[index]
-        if isinstance(site, LinearSite | StepSite):
-            yield site.call.node
-        if isinstance(site, LinearSite):
-            yield from site.views
-        yield self._made_by(index)
-
-    def _made_by(self, index: int) -> fx.Node:
-        return self.described.values[_output(self.described, index)]
-
-    def _same(self, node: fx.Node) -> fx.Node:
-        """The first of all names of a tensor."""
-        facts = self.described.facts
-        while True:
-            node = facts.walk.resolve(node)
-            call = facts.call_of(node)
-            if call is None or call.op != "alias" or not isinstance(call["input"], fx.Node):
-                return node
-            node = call["input"]
-
     def _current(self, node: fx.Node) -> fx.Node:
         """What took the place of ``node``, or itself."""
         while node in self._instead:
             node = self._instead[node]
         return node
 
-    def _local(self, merge: Merge, source: fx.Node) -> fx.Node:
-        """What stands for the source in the graph of the operators."""
-        read = (n for index in merge.operators for node in self._nodes(index)
-                for n in node.all_input_nodes)  # fmt: skip
-        return next(n for n in read if self._same(n) is self._same(source))
-
-    def _asking(self, merge: Merge) -> Iterator[tuple[fx.Node, fx.Node]]:
-        """Who asks for the sizes of a tensor that will not be there, and of which: of the source.
-
-        Raises:
-            FoldRefusedError: The source has other sizes.
-        """
-        facts, values = self.described.facts, self.described.values
-        outputs = {_output(self.described, index) for index in merge.operators} - {merge.target}
-        inner = {self._same(values[value]) for value in outputs}
-        for call in facts.walk.calls:
-            for node in call.node.all_input_nodes if facts.is_aside(call) else ():
-                if self._same(node) not in inner:
-                    continue
-                shape, source = facts.shape(node), facts.shape(values[merge.source])
-                if not asks_for_rank(call) and (shape is None or shape != source or None in shape):
-                    detail = f"{facts.label(call)} asks for the sizes of a tensor between them"
-                    raise FoldRefusedError(merge.into, Reason.GEOMETRY, detail)
-                yield call.node, node
-
-    # ---- what can't be written ----
-
-    def _refuse_misfits(self, merge: Merge, site: LinearSite, nodes: list[fx.Node]) -> None:
-        """Refuse a merge that would have to move tensors between graphs, or to change sizes.
-
-        Raises:
-            FoldRefusedError: It would.
-        """
-        if len({node.graph for node in nodes}) > 1:
-            raise FoldRefusedError(merge.into, Reason.CAPTURED, "they are in several graphs")
-        channels = out_channels(
-            tuple(self.described.facts.constants.tensor(site.weight).shape), site.layout
-        )
-        if site.views and channels != self._outs(merge):
-            detail = "its output is given another shape, with so many channels"
-            raise FoldRefusedError(merge.into, Reason.GEOMETRY, detail)
-        if merge.through is not None and not _can_flatten(self._made_by(merge.through)):
-            detail = "its output is given a shape with so many channels"
-            raise FoldRefusedError(merge.into, Reason.GEOMETRY, detail)
-
-    def _changes_between(self, nodes: list[fx.Node], source: fx.Node) -> Iterator[Call]:
-        """Operations, of others, that change the source in place while the operators run."""
-        calls = self.described.facts.walk.calls
-        inside = set(nodes)
-        places = [k for k, call in enumerate(calls) if call.node in inside]
-        aliases = Aliases()
-        for place, call in enumerate(calls):
-            for read in shared(call):
-                aliases.join(call.node, read)
-            target = call[call.mutates] if call.mutates else None
-            if not isinstance(target, fx.Node) or call.node in inside:
-                continue
-            if places[0] < place < places[-1] and source in aliases.members(target):
-                yield call
-
-
-def _output(described: Described, index: int) -> int:
-    return described.graph.operators[index].outputs[0]
-
-
-_SHAPED = frozenset({torch.ops.aten.view.default, torch.ops.aten.reshape.default})
-
-
-def _can_flatten(node: fx.Node) -> bool:
-    """Whether a flattening takes other channels, or can be made to."""
-    if node.op == "call_module":
-        owner = node.graph.owning_module
-        return owner is not None and isinstance(owner.get_submodule(str(node.target)), nn.Flatten)
-    name = getattr(node.target, "__name__", str(node.target)).split(".")[0]
-    return name in ("flatten", "squeeze") or node.target in _SHAPED
-
 
 def _flatten(node: fx.Node, target: fx.Node) -> None:
     """Let ``node`` make ``target`` of other channels than before."""
-    if node.target in _SHAPED:
+    if node.target in SHAPED:
         sizes = node.args[1]
         assert isinstance(sizes, list | tuple)
         node.update_arg(1, [sizes[0], -1])

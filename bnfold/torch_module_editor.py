@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from bnfold.planning import Merge
 from bnfold.torch_calls import Call
 from bnfold.torch_capture import Captured
-from bnfold.torch_hosts import sequential
+from bnfold.torch_chain import sequential
 from bnfold.torch_reparam import materialise
 from bnfold.torch_tree import ModuleTree
 

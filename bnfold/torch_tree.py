@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import inspect
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from bnfold.channel_graph import Affine, Bias
+from bnfold.channel_graph import Bias
 from bnfold.planning import Kept, Plan, Reason
 from bnfold.torch_calls import Call
+from bnfold.torch_chain import steps_by_node
 from bnfold.torch_describe import Described, NormSite
 from bnfold.torch_facts import Facts, Place
 from bnfold.torch_hosts import Hosts, hosts_of
@@ -186,7 +186,7 @@ class ModuleTree:
             DescribeAgainError: Steps that are written in code can vanish, or can't after all.
         """
         gone = {fold.step for fold in plan.folds}
-        steps = _steps_by_node(described)
+        steps = steps_by_node(described)
         refused: dict[int, Kept] = {}
         for removal in self.removals.values():
             indices = [steps[node] for node in removal.steps if node in steps]
@@ -290,11 +290,3 @@ def _reads_bias(kind: type[nn.Module]) -> bool:
     forward = inspect.unwrap(kind.forward)
     names = getattr(getattr(forward, "__code__", None), "co_names", ())
     return "bias" in names
-
-
-def _steps_by_node(described: Described) -> Mapping[fx.Node, int]:
-    return {
-        site.call.node: index
-        for index, site in enumerate(described.sites)
-        if isinstance(site, StepSite) and isinstance(described.graph.operators[index], Affine)
-    }

@@ -243,15 +243,16 @@ def pair() -> dict[str, nn.Module]:
     return {"conv": nn.Conv2d(4, 4, 3, padding=1), "point": nn.Conv2d(4, 4, 1)}
 
 
-APART: dict[str, Callable[[], nn.Module]] = {
-    "a branch that somebody else reads": lambda: made(_reused, **pair()),
-    "a layer called twice": lambda: made(_twice, **pair()),
-    "strides that differ": lambda: RepStrides(),
-    "a border that is not zero": lambda: nn.Sequential(
-        nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, padding=1)),
-    "other paddings": lambda: nn.Sequential(
-        nn.Conv2d(4, 4, 1, bias=False), nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")),
-    "a bottleneck": lambda: nn.Sequential(nn.Conv2d(4, 1, 1), nn.Conv2d(1, 4, 1)),
+APART: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "a branch that somebody else reads": (lambda: made(_reused, **pair()), ""),
+    "a layer called twice": (lambda: made(_twice, **pair()), ""),
+    "windows that do not line up": (lambda: RepStrides(), "BNF029"),
+    "a border that is not zero": (lambda: nn.Sequential(
+        nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, padding=1)), "BNF028"),
+    "other paddings": (lambda: nn.Sequential(
+        nn.Conv2d(4, 4, 1, bias=False),
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")), ""),
+    "a bottleneck": (lambda: nn.Sequential(nn.Conv2d(4, 1, 1), nn.Conv2d(1, 4, 1)), "BNF027"),
 }  # fmt: skip
 
 
@@ -270,9 +271,10 @@ class RepStrides(nn.Module):
 @every
 @pytest.mark.parametrize("name", APART)
 def test_what_can_not_be_one_stays(name: str, kind: str) -> None:
-    model = lively(Net(APART[name]()))
-    result = merged(kind, model, random(2, 4, 6, 6))
+    build, code = APART[name]
+    result = merged(kind, lively(Net(build())), random(2, 4, 6, 6))
     assert not result.report.joints
+    assert {step.code for step in result.report.apart} == {code} - {""}
 
 
 def test_normalisation_by_the_batch_stays() -> None:
@@ -321,7 +323,8 @@ class Taking(Net):
         self.first = blocks[0]
 
     def forward(self, x: Tensor) -> Tensor:
-        made: Tensor = self.first(x) * len(self.first.conv)
+        first: Any = self.first
+        made: Tensor = first(x) * len(first.conv)
         return made
 
 
@@ -394,7 +397,8 @@ def test_a_step_in_the_code_of_a_block_that_stays_is_kept() -> None:
 def test_every_merge_without_a_place_is_refused_at_once() -> None:
     class Sigmoid(RepVgg):
         def forward(self, x: Tensor) -> Tensor:
-            return torch.sigmoid(super().forward(x))
+            made: Tensor = torch.sigmoid(super().forward(x))
+            return made
 
     model = lively(Net(*(Sigmoid(4, 4) for _ in range(3)), RepVgg(4, 4)))
     result = merged(MODULE, model, random(2, 4, 6, 6))
@@ -429,7 +433,7 @@ def test_a_block_made_of_computed_weights_is_merged() -> None:
 
 def _scaled_in_place(self: Any, x: Tensor) -> Tensor:
     x = torch.relu(x)
-    near = self.conv(x)
+    near: Tensor = self.conv(x)
     near += self.point(x)
     near.mul_(0.5)
     near += x
@@ -449,6 +453,34 @@ def _changed_between(self: Any, x: Tensor) -> Tensor:
 def test_changes_in_place_stay_harmless(run: Any, kind: str) -> None:
     layers = {"conv": nn.Conv2d(4, 4, 3, padding=1), "point": nn.Conv2d(4, 4, 1, bias=False)}
     merged(kind, lively(Net(made(run, **layers))), random(2, 4, 6, 6))
+
+
+# ---- sizes that are asked for ----
+
+
+def _asked_for_rank(self: Any, x: Tensor) -> Tensor:
+    near = self.conv(x)
+    torch._assert(near.ndim == 4, "an image")  # type: ignore[no-untyped-call]
+    made: Tensor = near + self.point(x)
+    return made
+
+
+def _asked_for_sizes(self: Any, x: Tensor) -> Tensor:
+    near = self.conv(x)
+    made: Tensor = self.point(near).reshape(near.shape[0], -1, near.shape[2] * near.shape[3])
+    return made
+
+
+@pytest.mark.parametrize("kind", [GRAPH, BARE])
+def test_who_asks_for_the_rank_between_asks_the_source(kind: str) -> None:
+    result = merged(kind, lively(Net(made(_asked_for_rank, **pair()))), random(2, 4, 6, 6))
+    assert len(layers_of(result.model)) == 1
+
+
+@every
+def test_who_asks_for_sizes_between_gets_those_that_were_there(kind: str) -> None:
+    layers = {"conv": nn.Conv2d(4, 5, 3), "point": nn.Conv2d(5, 3, 1)}
+    merged(kind, lively(Net(made(_asked_for_sizes, **layers))), random(2, 4, 6, 6))
 
 
 # ---- the check ----

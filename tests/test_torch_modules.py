@@ -342,12 +342,12 @@ def test_a_module_on_meta_stays_with_a_reason(kind: str) -> None:
 
 
 def test_what_is_not_on_meta_folds() -> None:
-    model: Any = nn.Sequential(conv(), norm(), conv(), norm()).eval()
-    model[3].to("meta")
+    model: Any = nn.Sequential(conv(), norm(), nn.ReLU(), conv(), norm()).eval()
+    model[4].to("meta")
     report = bnfold.fold(model).report
     assert step(report, "1").how == "backward"
-    assert step(report, "3").verdict == "kept"
-    assert step(report, "3").code == "BNF002"
+    assert step(report, "4").verdict == "kept"
+    assert step(report, "4").code == "BNF002"
 
 
 @CAPTURES
@@ -377,16 +377,16 @@ def test_a_lazy_module_that_has_seen_an_input_folds(kind: str) -> None:
 
 @CAPTURES
 def test_a_norm_in_training_mode_stays_among_others_that_fold(kind: str) -> None:
-    model = lively(nn.Sequential(conv(), norm(), conv(), norm(), conv(), norm()))
-    model[3].train()
+    model = lively(nn.Sequential(conv(), norm(), nn.ReLU(), conv(), norm(), conv(), norm()))
+    model[4].train()
     x = random(*IMAGE)
-    before = model[3].running_mean.clone()
+    before = model[4].running_mean.clone()
     result = folded(kind, model, [x])
-    assert verdicts(result.report) == {"1": "backward", "3": "BNF001", "5": "backward"}
-    assert torch.equal(model[3].running_mean, before)
-    assert result.model[3].training
+    assert verdicts(result.report) == {"1": "backward", "4": "BNF001", "6": "backward"}
+    assert torch.equal(model[4].running_mean, before)
+    assert result.model[4].training
     assert agree(copy.deepcopy(model), result.model, x)
-    assert torch.equal(result.model[3].num_batches_tracked, model[3].num_batches_tracked + 1)
+    assert torch.equal(result.model[4].num_batches_tracked, model[4].num_batches_tracked + 1)
 
 
 # ---- hooks ----

@@ -213,7 +213,7 @@ class AlwaysTraining(nn.BatchNorm2d):
 
 
 def among(bad: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
-    return lambda: nn.Sequential(conv(), norm(), conv(), bad(), conv(), norm())
+    return lambda: nn.Sequential(conv(), norm(), nn.ReLU(), conv(), bad(), conv(), norm())
 
 
 AMONG = "BNF001 backward backward"
@@ -236,7 +236,7 @@ BAD = {
     "of the instance": Row(among(lambda: nn.InstanceNorm2d(3, affine=True)), "backward backward"),
     "of the instance, by running statistics": Row(
         among(lambda: nn.InstanceNorm2d(3, affine=True, track_running_stats=True)),
-        "backward backward backward",
+        "backward backward joined",
         {CORE: "BNF016 backward backward"},
     ),
 }
@@ -272,7 +272,9 @@ def share(*names: str) -> Callable[[Any], None]:
 TWO = ((2, 3, 4, 4), (2, 3, 6, 6))
 SHARED = {
     "conv read twice": Row(
-        net(lambda self, x: (lambda y: self.b(y) + y)(self.c(x)), c=conv, b=norm), "BNF018"
+        net(lambda self, x: (lambda y: self.b(y) + y)(self.c(x)), c=conv, b=norm),
+        "joined",
+        {MODULE: "BNF018", TRACED: "BNF018"},
     ),
     "conv given back": Row(
         net(lambda self, x: (lambda y: (self.b(y), y))(self.c(x)), c=conv, b=norm), "BNF018"
@@ -418,12 +420,13 @@ BIASES = {
             b=norm,
             b2=norm,
         ),
-        "backward backward",
+        "backward joined",
         {MODULE: "BNF012 BNF012", TRACED: "BNF012 BNF012"},
     ),
     "none, in two modules alike": Row(
         lambda: nn.Sequential(
-            nn.Sequential(conv(bias=False), norm()), nn.Sequential(conv(bias=False), norm())
+            nn.Sequential(conv(bias=False), norm(), nn.ReLU()),
+            nn.Sequential(conv(bias=False), norm()),
         ),
         "backward backward",
     ),
@@ -596,10 +599,10 @@ def rectified_in_code(self: Any, x: Tensor) -> Any:
 
 
 IN_PLACE = {
-    "added to": Row(net(grown, c=conv, b=norm), "backward"),
+    "added to": Row(net(grown, c=conv, b=norm), "joined", {MODULE: "backward", TRACED: "backward"}),
     "shifted while the other name is read": Row(
         net(shifted_in_place, c=conv, b=norm),
-        "BNF018 merged",
+        "joined joined",
         {MODULE: "BNF018 BNF023", TRACED: "BNF018 BNF023"},
     ),
     "through a view": Row(net(seen_through, c=conv, b=norm), "BNF018", {CORE: "BNF017"}),
@@ -685,7 +688,7 @@ OTHERS = {
     ),
     "a layer scale": Row(
         net(lambda self, x: x + self.g.view(3, 1, 1) * self.c(x), c=conv, g=lambda: free(3)),
-        "backward",
+        "joined",
         IN_CODE,
     ),
     "three dimensions": Row(

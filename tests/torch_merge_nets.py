@@ -39,7 +39,8 @@ class RepVgg(nn.Module):
         y = self.conv(x) + self.point(x)
         if self.identity is not None:
             y += self.identity(x)
-        return self.act(y)
+        made: Tensor = self.act(y)
+        return made
 
 
 class MobileOne(nn.Module):
@@ -60,7 +61,8 @@ class MobileOne(nn.Module):
         for branch in self.branches:
             out += branch(x)
         out = out + self.scale(x) + self.skip(x)
-        return self.act(self.se(out))
+        made: Tensor = self.act(self.se(out))
+        return made
 
 
 class Gate(nn.Module):
@@ -84,7 +86,8 @@ class RepMixer(nn.Module):
         self.scale = nn.Parameter(torch.ones(channels, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.scale * (self.mixer(x) - self.norm(x))
+        made: Tensor = x + self.scale * (self.mixer(x) - self.norm(x))
+        return made
 
 
 class RepGhost(nn.Module):
@@ -102,7 +105,8 @@ class RepGhost(nn.Module):
         x2 = self.cheap(x1)
         for norm in self.fusion:
             x2 = x2 + norm(x1)
-        return self.relu(x2)
+        made: Tensor = self.relu(x2)
+        return made
 
 
 class RepVitDepthwise(nn.Module):
@@ -115,7 +119,8 @@ class RepVitDepthwise(nn.Module):
         self.norm = nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.conv(x) + self.point(x) + x)
+        made: Tensor = self.norm(self.conv(x) + self.point(x) + x)
+        return made
 
 
 class Averaged(nn.Module):
@@ -130,7 +135,8 @@ class Averaged(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.drop(x)
         x1, x2 = self.head(x), self.distilled(x)
-        return (x1 + x2) / 2
+        made: Tensor = (x1 + x2) / 2
+        return made
 
 
 class Functional(nn.Module):
