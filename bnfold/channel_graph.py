@@ -317,7 +317,8 @@ class ChannelGraph:
     """All operators of a model, its subgraphs and its functions, over one numbering of values.
 
     ``symmetric`` says that convolutions can only pad as many zeros before an axis as behind it,
-    ``stackable`` that operators whose outputs are concatenated can be written as one.
+    ``stackable`` that operators whose outputs are concatenated can be written as one, and
+    ``regroupable`` that operands can be left out of sums.
     """
 
     values: tuple[Value, ...]
@@ -325,3 +326,4 @@ class ChannelGraph:
     anchors: Mapping[ValueId, Anchor] = field(default_factory=dict)
     symmetric: bool = False
     stackable: bool = False
+    regroupable: bool = False

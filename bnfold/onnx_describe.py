@@ -111,7 +111,7 @@ class _Walk:
                 self._node(node, graph)
         self._anchor()
         values, operators = tuple(self.values), tuple(self.operators)
-        stated = ChannelGraph(values, operators, self.anchors, stackable=True)
+        stated = ChannelGraph(values, operators, self.anchors, stackable=True, regroupable=True)
         return Described(stated, tuple(self.sites), tuple(self.numbers), self.facts)
 
     def _number(self, value: ir.Value) -> int:

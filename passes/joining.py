@@ -62,11 +62,13 @@ def join_linear(
         left_alone: Operators that are not to end a joint.
     """
     work = _Joining(graph, draft)
-    for root in reversed(range(len(graph.operators))):
-        if root in work.taken or root in left_alone:
-            continue
-        if isinstance(graph.operators[root], Linear | Sum):
+    last_first = [i for i in reversed(range(len(graph.operators))) if i not in left_alone]
+    for root in last_first:
+        if root not in work.taken and isinstance(graph.operators[root], Linear | Sum):
             work.join(root)
+    for root in last_first if graph.regroupable else ():  # what is left once sums are joined
+        if root not in work.taken and isinstance(graph.operators[root], Sum):
+            work.regroup(root)
     return work.joined()
 
 
@@ -93,12 +95,12 @@ class _Joining:
     draft: Draft
     taken: set[int] = field(default_factory=set)
     joints: list[Joint] = field(default_factory=list)
-    apart: list[Kept] = field(default_factory=list)
+    apart: dict[int, Kept] = field(default_factory=dict)
 
     def join(self, root: int) -> None:
         """The largest region that ends in ``root`` becomes one operator, if one can."""
         if root in self.draft.refused:
-            self.apart.append(self.draft.refused[root])
+            self.apart[root] = self.draft.refused[root]
         if not is_linear(self.draft, root):
             return
         why: Refusal | None = None  # of the smallest one, which is nearest to what people see
@@ -109,14 +111,13 @@ class _Joining:
                 self.taken.update(region.operators)
                 return
             why = found or why
-        if isinstance(self.graph.operators[root], Sum):
-            why = self._regroup(root) or why
-        if why is not None and root not in self.taken:
-            self.apart.append(why.kept(root))
+        if why is not None:
+            self.apart[root] = why.kept(root)
 
-    def _regroup(self, root: int) -> Refusal | None:
+    def regroup(self, root: int) -> None:
         """Terms of a sum that are linear over one tensor become one term."""
-        why = None
+        if not is_linear(self.draft, root):
+            return
         for region in regrouped(self.draft, root, self.taken):
             if self.taken.intersection((*region.operators, *(p.total for p in region.left))):
                 continue
@@ -124,8 +125,9 @@ class _Joining:
             if isinstance(found, Joint):
                 self.joints.append(found)
                 self.taken.update(region.operators, (place.total for place in region.left), (root,))
-            why = found if isinstance(found, Refusal) else why
-        return why
+                self.apart.pop(root, None)
+            elif found is not None:
+                self.apart.setdefault(root, found.kept(root))
 
     def joined(self) -> Joined:
         """The graph with all merges made."""
@@ -147,7 +149,8 @@ class _Joining:
                 _leave_out(operators, total, gone_at)
         graph = replace(self.graph, operators=tuple(operators), values=tuple(values))
         merges = tuple(joint.merge for joint in joints)
-        return Joined(graph, merges, tuple(reversed(self.apart)), tuple(folds))
+        apart = tuple(kept for _, kept in sorted(self.apart.items()))
+        return Joined(graph, merges, apart, tuple(folds))
 
 
 def nothing(gone: Operator) -> Operator:
