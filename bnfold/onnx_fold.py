@@ -159,7 +159,7 @@ def _folded_bias(facts: Facts, index: int, site: LinearSite, taken: Absorption) 
     weight = site.node.inputs[site.weight_input]
     assert weight is not None
     channels = out_channels(facts.constants.shape(weight), site.layout)
-    before = _given_bias(facts, site, given, channels)
+    before = given_bias(facts, site, given, channels)
     array = None
     if taken.input is not None and not taken.input.is_scaling:
         array = facts.constants.array(weight)
@@ -168,7 +168,8 @@ def _folded_bias(facts: Facts, index: int, site: LinearSite, taken: Absorption) 
     return wide_bias(before, array, site.layout, index, taken, dtype.numpy(), site.alpha)
 
 
-def _given_bias(facts: Facts, site: LinearSite, given: ir.Value | None, channels: int) -> F64:
+def given_bias(facts: Facts, site: LinearSite, given: ir.Value | None, channels: int) -> F64:
+    """What ``site`` adds now, shape (M,), or with rows of its own."""
     if given is None or site.beta == 0:
         return np.zeros(channels)
     stored = site.beta * facts.constants.float64(given)

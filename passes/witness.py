@@ -16,7 +16,7 @@ import numpy as np
 from bnfold.channel_graph import Linear, Sum
 from bnfold.passes.classes import Bond
 from bnfold.passes.constraints import Constraints
-from bnfold.passes.guards import Refusal, shared
+from bnfold.passes.guards import Refusal, has_no_scales, shared
 from bnfold.passes.potentials import Edges, Ids
 from bnfold.passes.search import Found
 from bnfold.passes.solution import Broken, Conflict, Solution
@@ -245,6 +245,8 @@ class _Why:
             linear = self.draft.operator(index)
             if not isinstance(linear, Linear):
                 continue
+            if index in self.constraints.uneven:
+                return has_no_scales(linear.name, self.constraints.uneven[index]).kept(step)
             if index not in self.constraints.agreeing:
                 return Kept(step, Reason.CHANNEL_AXIS, (linear.name,))
             assert linear.weight is not None

@@ -18,7 +18,7 @@ LAYERS = (
     ("range_guard",),
     ("affine",),
     ("channel_graph",),
-    ("index_maps", "stating", "found"),
+    ("index_maps", "stating", "found", "quantised"),
     ("planning",),
     ("passes",),
     ("folding",),
