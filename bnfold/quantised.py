@@ -120,13 +120,13 @@ def _times(shape: tuple[int, ...], layout: Layout, whole: Factor, side: int, val
 
 
 def steady(values: F64) -> F64:
-    """The sizes of ``values``, with the smallest of the others in the place of 0.
+    """The sizes of ``values``, with the largest of the others in the place of 0.
 
-    A scale of 0 is none that integers can be stored with.
+    A scale of 0 is none that integers can be stored with; with a large one a bias in its units
+    does not overflow.
     """
     sizes = np.abs(values)
-    live = sizes[sizes > 0]
-    return np.where(sizes > 0, sizes, live.min() if live.size else 1.0)
+    return np.where(sizes > 0, sizes, sizes.max() or 1.0)
 
 
 def scale_fault(wide: F64, made: Array) -> str:

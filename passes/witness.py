@@ -188,8 +188,9 @@ class _Why:
         return self._shift(step.step, x, y)
 
     def beside_its_axis(self, bond: Bond, local: Kept) -> bool:
-        """Whether a linear operator is next to the step and has its channels elsewhere."""
-        return local.reason is Reason.CHANNEL_AXIS and not self._alone(bond)
+        """Whether a linear operator is next to the step and has its channels or scales elsewhere."""
+        elsewhere = local.reason in (Reason.CHANNEL_AXIS, Reason.WEIGHT_TYPE)
+        return elsewhere and not self._alone(bond)
 
     def _alone(self, bond: Bond) -> bool:
         """Whether the step could vanish if no other did."""
