@@ -188,7 +188,7 @@ class _Why:
         return self._shift(step.step, x, y)
 
     def beside_its_axis(self, bond: Bond, local: Kept) -> bool:
-        """Whether a linear operator is next to the step and has its channels or scales elsewhere."""
+        """Whether a linear operator beside the step has its channels or its scales elsewhere."""
         elsewhere = local.reason in (Reason.CHANNEL_AXIS, Reason.WEIGHT_TYPE)
         return elsewhere and not self._alone(bond)
 

@@ -77,7 +77,7 @@ def wide(constants: Mapping[str, Array], axis: int | None, of: str = "q") -> NDA
 
 def in_float(proto: onnx.ModelProto) -> onnx.ModelProto:
     """The model in float64 without a DequantizeLinear: what it says, computed by other means."""
-    made = onnx.ModelProto.FromString(proto.SerializeToString())
+    made: onnx.ModelProto = onnx.ModelProto.FromString(proto.SerializeToString())
     stored = {t.name: onnx.numpy_helper.to_array(t) for t in made.graph.initializer}
     nodes = []
     for node in made.graph.node:
@@ -148,6 +148,8 @@ def model(
     used = nets.words(body)
     kept = {name: value for name, value in constants.items() if name in used}
     ir = 11 if opset > 21 else 10 if opset >= 21 else 8
-    proto = nets.model(f"g ({given}) => ({made}) {{ {body} }}", kept, opset=opset, ir=ir)
+    proto: onnx.ModelProto = nets.model(
+        f"g ({given}) => ({made}) {{ {body} }}", kept, opset=opset, ir=ir
+    )
     onnx.checker.check_model(proto, full_check=True)
     return proto

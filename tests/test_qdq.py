@@ -147,7 +147,8 @@ def folded(proto: onnx.ModelProto, **options: Any) -> onnx.ModelProto:
     """The fold, its file checked."""
     result = bnfold.fold(proto, **options)
     onnx.checker.check_model(result.model, full_check=True)
-    return result.model
+    model: onnx.ModelProto = result.model
+    return model
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())

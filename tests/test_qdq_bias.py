@@ -57,7 +57,8 @@ def folded(proto: onnx.ModelProto) -> onnx.ModelProto:
     result = bnfold.fold(proto)
     onnx.checker.check_model(result.model, full_check=True)
     assert not result.report.kept
-    return result.model
+    model: onnx.ModelProto = result.model
+    return model
 
 
 def test_bias_of_int32_is_written_in_the_new_scale() -> None:

@@ -37,8 +37,8 @@ class DequantizeLinear(OpRun):
     ) -> tuple[F64]:
         wide = x.astype(np.float64)
         if zero_point is not None:
-            wide = wide - _beside(zero_point.astype(np.float64), x.shape, axis, block_size)
-        return (wide * _beside(scale, x.shape, axis, block_size),)
+            wide = wide - beside(zero_point.astype(np.float64), x.shape, axis, block_size)
+        return (wide * beside(scale, x.shape, axis, block_size),)
 
 
 class QuantizeLinear(OpRun):
@@ -60,7 +60,7 @@ class QuantizeLinear(OpRun):
         if zero_point is not None:
             number = helper.np_dtype_to_tensor_dtype(zero_point.dtype)
         dtype = helper.tensor_dtype_to_np_dtype(number)
-        wide = x.astype(np.float64) / _beside(scale, x.shape, axis, block_size)
+        wide = x.astype(np.float64) / beside(scale, x.shape, axis, block_size)
         if number not in _INTEGERS:
             kept = saturate is None or bool(saturate)
             stored: NDArray[Any] = (
@@ -69,13 +69,13 @@ class QuantizeLinear(OpRun):
             return (stored,)
         wide = np.rint(wide)
         if zero_point is not None:
-            wide = wide + _beside(zero_point.astype(np.float64), x.shape, axis, block_size)
+            wide = wide + beside(zero_point.astype(np.float64), x.shape, axis, block_size)
         info = ml_dtypes.iinfo(dtype)  # type: ignore[no-untyped-call]
         # A number that is none is 0, as a cast in C makes it of most.
         return (np.nan_to_num(np.clip(wide, int(info.min), int(info.max))).astype(dtype),)
 
 
-def _beside(
+def beside(
     values: NDArray[Any], shape: tuple[int, ...], axis: int | None, block_size: int | None
 ) -> NDArray[Any]:
     """Scales or zero points, shaped to broadcast against what they belong to."""
