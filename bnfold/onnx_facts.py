@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
@@ -104,6 +105,19 @@ class Facts:
     def quantised_bias(self, value: ir.Value | None) -> Dequantised | None:
         """The int32 that a bias is dequantised from."""
         return quantised_bias(self.constants, value)
+
+    @cached_property
+    def rounds_activations(self) -> bool:
+        """Whether runtimes may compute with integers: activations are stored as such somewhere."""
+        makers = {"QuantizeLinear", "DynamicQuantizeLinear"}
+        return any(
+            node.op_type in makers
+            or (
+                node.op_type == "DequantizeLinear"
+                and not all(self.constants.is_constant(v) for v in node.inputs if v is not None)
+            )
+            for node, _ in self.nodes()
+        )
 
     def is_float_constant(self, value: ir.Value | None) -> bool:
         """Whether ``value`` is a constant of a float type."""

@@ -162,9 +162,3 @@ def activation_step(constants: Constants, value: ir.Value | None) -> F64 | None:
         return None
     step = constants.float64(scale).ravel()
     return step if step.size == 1 else None
-
-
-def is_quantised_activation(constants: Constants, value: ir.Value | None) -> bool:
-    """Whether ``value`` comes from a DequantizeLinear."""
-    node = None if value is None else source_of(value)
-    return node is not None and node.op_type == "DequantizeLinear" and constants.is_standard(node)

@@ -23,7 +23,7 @@ from bnfold.layout import F64, Array
 from bnfold.onnx_facts import Facts
 from bnfold.onnx_fold import bias_value, given_bias
 from bnfold.onnx_linear import LinearSite, Slot
-from bnfold.onnx_quantised import Dequantised, activation_step, is_quantised_activation
+from bnfold.onnx_quantised import Dequantised, activation_step
 from bnfold.planning import Absorption, Reason
 from bnfold.quantised import (
     Factor,
@@ -133,11 +133,10 @@ class _Fold:
         if not (self.factor.values <= 0).any():
             return None
         info = ml_dtypes.iinfo(self.found.dtype.numpy())  # type: ignore[no-untyped-call]
-        keep_zero = is_quantised_activation(self.constants, self.data)
         try:
             return turned(
                 self.found.stored(self.constants), self.factor.axis, self.zero, self.factor.values,
-                (int(info.min), int(info.max)), keep_zero=keep_zero,
+                (int(info.min), int(info.max)), keep_zero=self.facts.rounds_activations,
             )  # fmt: skip
         except UnnegatableError as error:
             met = f"its integers can't be negated on channel {error.entry}"

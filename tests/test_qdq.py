@@ -245,6 +245,27 @@ def test_kernels_of_integers_keep_one_zero_point_for_all_channels() -> None:
     assert nets.constant(model, "qz").tolist() == [-1] * 8
 
 
+def test_kernels_of_integers_may_come_to_stand_next_to_a_fold() -> None:
+    """Once the step is gone the operator reads what was quantised."""
+    known = {**constants(), **Quantised(DENSE, 0).constants(), "xs": np.array(0.05, np.float32),
+             "xz": np.array(3, np.int8), "minus": np.array(-2, np.float32)}  # fmt: skip
+    known["q"][0, 0, 0, 0] = -128
+    known["scale"] = np.where(np.arange(8) == 1, -2, 1).astype(np.float32).reshape(8, 1, 1)
+    ends = "q1 = QuantizeLinear(e, xs, xz) y = DequantizeLinear(q1, xs, xz)"
+    body = (
+        "i = QuantizeLinear(x, xs, xz) j = DequantizeLinear(i, xs, xz) [s] n = Mul(j, minus) "
+        f"{Quantised(DENSE, 0).node} c = Conv<pads = [1,1,1,1]>(n, d) [t] e = Mul(c, scale) {ends}"
+    )
+    proto = qdq_nets.model(body, known)
+    model = folded(proto)
+    assert not nets.constant(model, "qz").any()
+    feeds = nets.feeds(proto)
+    true = qdq_nets.run(proto, feeds)["y"]
+    for level in qdq_nets.LEVELS:
+        ran = qdq_nets.on_ort(model, feeds, level)
+        assert np.abs(ran - true).max() <= 1.01 * known["xs"]
+
+
 def test_dead_channel_becomes_its_zero_point_and_keeps_a_scale() -> None:
     proto = signed(np.uint8, 1, 120, gamma=0.0)
     model = folded(proto)
@@ -394,3 +415,45 @@ def test_scale_that_other_weights_read_is_left_to_them() -> None:
     feeds = nets.feeds(proto)
     true, now = (qdq_nets.run(m, feeds)["y"] for m in (proto, model))
     np.testing.assert_allclose(now, true, rtol=1e-6, atol=1e-5)
+
+
+# ---- bodies ----
+
+FUNCTION = """
+<ir_version: 8, opset_import: ["" : 17, "local" : 1]>
+g (float[2,4,6,6] x) => (float[2,8,6,6] y) { y = local.Block(x) }
+<domain: "local", opset_import: ["" : 17]>
+Block (x) => (y) {
+    q = Constant<value = int8[8,4,1,1] {INTEGERS}>()
+    s = Constant<value_float = 0.01>()
+    d = DequantizeLinear(q, s)
+    c = Conv(x, d)
+    k = Constant<value = float[8,1,1] {1, -2, 3, 0.5, 1, -1, 2, 4}>()
+    [s] y = Mul(c, k)
+}"""
+
+
+def test_weight_in_a_function_takes_a_scale() -> None:
+    integers = ", ".join(str(k) for k in np.random.default_rng(0).integers(-127, 128, 32))
+    proto = onnx.parser.parse_model(FUNCTION.replace("INTEGERS", integers))
+    result = bnfold.fold(proto)
+    onnx.checker.check_model(result.model, full_check=True)
+    assert not result.report.kept
+    feeds = nets.feeds(proto)
+    true, now = (nets.run(m, feeds)["y"] for m in (proto, result.model))
+    np.testing.assert_allclose(now, true, rtol=1e-6, atol=1e-6)
+
+
+def test_weight_outside_a_subgraph_takes_a_scale_from_inside() -> None:
+    known = {**constants(), **Quantised(DENSE).constants()}
+    body = """d = DequantizeLinear(q, qs, qz) y = If(t) <
+        then_branch = th () => (float[2,8,6,6] u) {
+            c = Conv<pads = [1,1,1,1]>(x, d) [s] u = Mul(c, k8) },
+        else_branch = el () => (float[2,8,6,6] v) { v = Expand(x8, eight) }>"""
+    known["x8"], known["eight"] = np.zeros((1, 8, 1, 1), np.float32), np.array([2, 8, 6, 6])
+    proto = qdq_nets.model(body, known, given="float[2,4,6,6] x, bool t")
+    model = folded(proto)
+    assert nets.constant(model, "qs").shape == (8,)
+    feeds = {**nets.feeds(proto), "t": np.array(True)}
+    true, now = (nets.run(m, feeds)["y"] for m in (proto, model))
+    np.testing.assert_allclose(now, true, rtol=1e-6, atol=1e-6)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bnfold.channel_graph import Side
-from bnfold.layout import F64, Layout, beside, in_channels, out_channels
+from bnfold.layout import F64, Array, Layout, beside, in_channels, out_channels
 from bnfold.quantised import (
     Factor,
     UnnegatableError,
@@ -67,7 +67,7 @@ def scaled(shaped: Shaped, weight: F64, output: F64 | None, inputs: F64 | None) 
     return weight
 
 
-def along(values: F64, axis: int | None, rank: int) -> F64:
+def along(values: Array, axis: int | None, rank: int) -> Array:
     return values.reshape([-1 if k == axis else 1 for k in range(rank)])
 
 
@@ -83,7 +83,7 @@ def test_integers_and_scales_give_the_scaled_weight(
         step, zero = rng.uniform(0.5, 2, count), rng.integers(-3, 4, count)
         integers = rng.integers(-128, 128, shaped.shape).astype(np.int8)
         output, inputs = drawn(shaped, side, rng)
-        weight = (integers - along(zero, axis, rank)) * along(step, axis, rank)
+        weight: F64 = (integers - along(zero, axis, rank)) * along(step, axis, rank)
         found = factor(shaped.shape, shaped.layout, axis, output, inputs)
         wide = np.broadcast_to(zero, found.values.shape)
         turn = turned(integers, found.axis, wide, found.values, (-128, 127), keep_zero=False)
