@@ -157,7 +157,7 @@ def _quantised(
     taken: Absorption, lazy: bool, made: Shared,
 ) -> Edit:  # fmt: skip
     folded = quantised_fold(described.facts, index, site, found, taken, lazy=lazy)
-    key = _what_is_stored(found.output, site, taken)
+    key = (*_what_is_stored(found.output, site, taken), found.order)
     stem = described.facts.constants.root(found.integers).name or site.node.name or "weight"
 
     def edit() -> None:

@@ -129,14 +129,13 @@ def _weight(
 def _quantised(
     facts: Facts, found: Dequantised, readers: tuple[str, ...], layout: Layout
 ) -> Weight:
-    dtype = facts.constants.dtype(found.scale)
+    dtype, root = facts.constants.dtype(found.scale), facts.constants.root(found.integers)
     widened = facts.constants.opset_of(found.node) >= PER_AXIS_SINCE
-    return Weight(
-        facts.constants.root(found.integers).name or "",
-        dtype.name if dtype is not None else "UNDEFINED", readers,
-        int(prod(found.shape) * found.dtype.itemsize), f"{found.output.name} {layout}",
-        varies(found.shape, layout, found.axis, widened=widened),
-    )  # fmt: skip
+    size = int(prod(found.shape) * found.dtype.itemsize)
+    view = f"{found.output.name} {found.order} {layout}"
+    scales = varies(found.shape, layout, found.axis, widened=widened)
+    name = dtype.name if dtype is not None else "UNDEFINED"
+    return Weight(root.name or "", name, readers, size, view, scales)
 
 
 def unnamed(weight: ir.Value) -> ir.Value:

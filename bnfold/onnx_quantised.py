@@ -25,10 +25,12 @@ PER_AXIS_SINCE = 13
 
 @dataclass(frozen=True, slots=True)
 class Dequantised:
-    """``scale * (integers - zero_point)``, all of them constant.
+    """``scale * (integers - zero_point)``, all of them constant, as an operator reads it.
 
-    ``axis`` is the one along which scale and zero point vary, None where they are one number.
-    ``fault`` says why it can't be scaled, empty if it can.
+    Behind a Transpose the axes are others than those that are stored: axis ``k`` is the stored one
+    ``order[k]``. ``shape`` and ``axis`` are as they are read; ``axis`` is the one along which scale
+    and zero point vary, None where they are one number. ``fault`` says why it can't be scaled,
+    empty if it can.
     """
 
     node: ir.Node
@@ -38,6 +40,7 @@ class Dequantised:
     dtype: ir.DataType
     shape: tuple[int, ...]
     axis: int | None
+    order: tuple[int, ...] = ()
     fault: str = ""
 
     @property
@@ -57,9 +60,14 @@ class Dequantised:
         """The scales: one, or one for each entry of the axis."""
         return constants.float64(self.scale).ravel()
 
-    def stored(self, constants: Constants) -> Array:
-        """The integers in their type."""
-        return np.asarray(constants.array(self.integers)).astype(self.dtype.numpy(), copy=False)
+    def read(self, constants: Constants) -> Array:
+        """The integers in their type, as they are read."""
+        stored = np.asarray(constants.array(self.integers))
+        return stored.astype(self.dtype.numpy(), copy=False).transpose(self.order)
+
+    def as_stored(self, read: Array) -> Array:
+        """Integers as they are read, in the order in which they are stored."""
+        return np.ascontiguousarray(read.transpose(np.argsort(self.order)))
 
     def array(self, constants: Constants) -> F64:
         """What it stands for."""
@@ -67,7 +75,7 @@ class Dequantised:
         if self.axis is not None:
             along[self.axis] = -1
         zero, step = self.zero(constants).reshape(along), self.step(constants).reshape(along)
-        wide: F64 = (self.stored(constants).astype(np.float64) - zero) * step
+        wide: F64 = (self.read(constants).astype(np.float64) - zero) * step
         return wide
 
 
@@ -102,17 +110,18 @@ def weight_fault(constants: Constants, value: ir.Value) -> str:
         producer = None if source is None else source.producer()
     if producer is None or producer.op_type != "DequantizeLinear":
         return ""
-    if source_of(value) is not producer:
-        return "moved about behind DequantizeLinear"
+    if not all(constants.is_constant(v) for v in producer.inputs if v is not None):
+        return "quantised in the graph"
     found = any_dequantised(constants, value)
     if found is None:
-        return "quantised in the graph"
+        return "moved about behind DequantizeLinear"
     return found.fault or f"{found.dtype.name} behind DequantizeLinear"
 
 
 def any_dequantised(constants: Constants, value: ir.Value) -> Dequantised | None:
     """What ``value`` is dequantised from, whether a scale can go into it or not."""
-    node = source_of(value)
+    moves = _moved(constants, value)
+    node = moves[-1].inputs[0].producer() if moves and moves[-1].inputs[0] else value.producer()
     if node is None or node.op_type != "DequantizeLinear" or not constants.is_plain(node):
         return None
     integers, scale = node.inputs[0], node.inputs[1]
@@ -124,11 +133,37 @@ def any_dequantised(constants: Constants, value: ir.Value) -> Dequantised | None
         return None
     dtype = constants.dtype(integers) or ir.DataType.UNDEFINED
     shape, sizes = constants.shape(integers), constants.shape(scale)
-    axis = _axis(node, shape, sizes)
+    axis, order = _axis(node, shape, sizes), _order(moves, len(shape))
     fault = _fault(constants, node, scale, dtype)
     if not fault and (len(sizes) > 1 or (axis is not None and shape[axis] != sizes[0])):
         fault = "quantised in blocks"
-    return Dequantised(node, integers, scale, zero_point, dtype, shape, axis, fault)
+    return Dequantised(
+        node, integers, scale, zero_point, dtype, tuple(shape[k] for k in order),
+        None if axis is None else order.index(axis), order, fault,
+    )  # fmt: skip
+
+
+def _moved(constants: Constants, value: ir.Value) -> list[ir.Node]:
+    """The Identities and Transposes that make ``value`` of something, the last one first."""
+    found: list[ir.Node] = []
+    producer = value.producer()
+    while producer is not None and producer.op_type in ("Identity", "Transpose"):
+        if not constants.is_plain(producer) or producer.inputs[0] is None:
+            break
+        found.append(producer)
+        producer = producer.inputs[0].producer()
+    return found
+
+
+def _order(moves: list[ir.Node], rank: int) -> tuple[int, ...]:
+    """Which stored axis each axis is, behind ``moves``."""
+    order = tuple(range(rank))
+    for node in reversed(moves):
+        if node.op_type == "Transpose":
+            given = node.attributes.get("perm")
+            perm = range(rank)[::-1] if given is None else given.as_ints()
+            order = tuple(order[k] for k in perm)
+    return order
 
 
 def _axis(node: ir.Node, shape: tuple[int, ...], sizes: tuple[int, ...]) -> int | None:

@@ -56,7 +56,10 @@ def _write_weight(
     node = found.node
     if not _alone(site.node.inputs[site.weight_input], found.output):
         node = _twin(editor, site.node, node)
-        editor.set_input(site.node, site.weight_input, node.outputs[0])
+        read = node.outputs[0]
+        if found.order != tuple(sorted(found.order)):
+            read = _transposed(editor, site.node, read, found)
+        editor.set_input(site.node, site.weight_input, read)
     _write(editor, node, tensors, stem)
     return site.node.inputs[site.weight_input]
 
@@ -125,6 +128,14 @@ def _twin(editor: Editor, reader: ir.Node, node: ir.Node) -> ir.Node:
     _name(editor, made, f"{old.name}_folded", old.dtype, old.shape)
     reader.prepend(made)
     return made
+
+
+def _transposed(editor: Editor, reader: ir.Node, value: ir.Value, found: Dequantised) -> ir.Value:
+    made = ir.node("Transpose", [value], attributes={"perm": list(found.order)},
+                   name=editor.unique(f"{value.name}_Transpose"))  # fmt: skip
+    _name(editor, made, f"{value.name}_transposed", value.dtype, ir.Shape(found.shape))
+    reader.prepend(made)
+    return made.outputs[0]
 
 
 def _name(

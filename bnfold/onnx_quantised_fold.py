@@ -135,7 +135,7 @@ class _Fold:
         info = ml_dtypes.iinfo(self.found.dtype.numpy())  # type: ignore[no-untyped-call]
         try:
             return turned(
-                self.found.stored(self.constants), self.factor.axis, self.zero, self.factor.values,
+                self.found.read(self.constants), self.factor.axis, self.zero, self.factor.values,
                 (int(info.min), int(info.max)), keep_zero=self.facts.rounds_activations,
             )  # fmt: skip
         except UnnegatableError as error:
@@ -150,16 +150,18 @@ class _Fold:
         moved = bool((zero != self.zero).any())
         stays = not moved and (same or found.zero_point is None)
         return QuantisedTensors(
-            axis, None if turn is None or not turn.changes else self._integers(turn, lazy),
+            None if axis is None else found.order[axis],
+            None if turn is None or not turn.changes else self._integers(turn, lazy),
             ir.Tensor(self.scale.reshape(shape), dtype=self._dtype(found.scale)),
             None if stays else _tensor(zero.reshape(shape), found.dtype),
         )  # fmt: skip
 
     def _integers(self, turn: Turned, lazy: bool) -> ir.TensorProtocol:
-        dtype, shape = self.found.dtype, ir.Shape(self.found.shape)
-        compute = partial(_changed, self.constants.reader(self.found.integers), turn, dtype)
-        if lazy and int(np.prod(self.found.shape)) * dtype.itemsize >= _LAZY_BYTES:
-            return ir.LazyTensor(compute, dtype=dtype, shape=shape)
+        found, dtype = self.found, self.found.dtype
+        compute = partial(_changed, self.constants.reader(found.integers), found, turn)
+        if lazy and int(np.prod(found.shape)) * dtype.itemsize >= _LAZY_BYTES:
+            shape = tuple(found.shape[k] for k in np.argsort(found.order))
+            return ir.LazyTensor(compute, dtype=dtype, shape=ir.Shape(shape))
         return compute()
 
     # ---- the bias ----
@@ -218,7 +220,7 @@ class _Fold:
     def _rounded(
         self, wide: F64, step: Array, dtype: ir.DataType, turn: Turned | None
     ) -> QuantisedTensors:
-        integers, zero = self.found.stored(self.constants), self.zero
+        integers, zero = self.found.read(self.constants), self.zero
         if turn is not None:
             integers, zero = turn.of(integers), turn.zero_point
         size = power(integers, zero, self.factor.axis, self.site.layout)
@@ -237,5 +239,7 @@ def _tensor(values: Array, dtype: ir.DataType) -> ir.TensorProtocol:
     return ir.Tensor(values.astype(dtype.numpy()), dtype=dtype)
 
 
-def _changed(read: Callable[[], Array], turn: Turned, dtype: ir.DataType) -> ir.TensorProtocol:
-    return ir.Tensor(turn.of(np.asarray(read()).astype(dtype.numpy(), copy=False)), dtype=dtype)
+def _changed(read: Callable[[], Array], found: Dequantised, turn: Turned) -> ir.TensorProtocol:
+    stored = np.asarray(read()).astype(found.dtype.numpy(), copy=False)
+    made = found.as_stored(turn.of(stored.transpose(found.order)))
+    return ir.Tensor(made, dtype=found.dtype)

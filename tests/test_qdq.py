@@ -136,6 +136,20 @@ CASES = {
     "behind Identity": Case(
         Quantised(DENSE), f"i = Identity(d) c = Conv<pads = [1,1,1,1]>(x, i) {AFTER}", 0
     ),
+    "behind Transpose": Case(
+        Quantised((8, 4), 0), f"i = Transpose(d) c = MatMul(x, i) {AFTER}", 0, **ROWS
+    ),
+    "behind Transpose, one scale, from before": Case(
+        Quantised((8, 4, 3, 3)),
+        f"{BEFORE} i = Transpose<perm = [0,1,3,2]>(d) y = Conv(n, i)",
+        1,
+        made="float[2,8,4,4] y",
+    ),
+    "behind Transpose, kernel first": Case(
+        Quantised((3, 3, 4, 8), 3, np.uint8, zeros=True),
+        f"i = Transpose<perm = [3,2,0,1]>(d) c = Conv<pads = [1,1,1,1]>(x, i) {AFTER}",
+        3,
+    ),
     "opset 11, one number": Case(
         Quantised(DENSE), f"{CONV} e = Add(c, k8) [s] y = Mul(e, k)", None, opset=11
     ),
@@ -322,9 +336,7 @@ UNUSABLE = {
         "i = QuantizeLinear(w, qs) d = DequantizeLinear(i, qs)", "quantised in the graph",
     ),
     "float8": ("d = DequantizeLinear(f8, qs)", "FLOAT8E4M3FN behind DequantizeLinear"),
-    "transposed": (
-        "t = DequantizeLinear(q, qs) d = Transpose<perm = [0,1,3,2]>(t)", "moved about behind",
-    ),
+    "reshaped": ("t = DequantizeLinear(q, qs) d = Reshape(t, same)", "moved about behind"),
     "another type": (
         "e = DequantizeLinear<output_dtype = 1>(q, half) d = Identity(e)", "of another type",
     ),
@@ -337,7 +349,7 @@ def test_weight_that_can_take_no_scale_says_why(row: tuple[str, str]) -> None:
     rng = np.random.default_rng(0)
     known = {
         **constants(), "q": Quantised(DENSE).constants()["q"], "qs": np.array(0.1, np.float32),
-        "blocks": rng.uniform(0.1, 1, (8, 2, 3, 3)).astype(np.float32),
+        "same": np.array(DENSE), "blocks": rng.uniform(0.1, 1, (8, 2, 3, 3)).astype(np.float32),
         "w": nets.weight(rng, *DENSE), "half": np.array(0.1, np.float16),
         "f8": rng.normal(size=DENSE).astype(ml_dtypes.float8_e4m3fn),
     }  # fmt: skip
@@ -395,6 +407,23 @@ def test_readers_that_disagree_keep_the_step_or_have_integers_of_their_own() -> 
     assert (step.code, step.witness) == ("BNF005", ("Conv(e)",))
     model = folded(proto, unshare=True)
     assert nets.operators(model) == {"DequantizeLinear": 2, "Conv": 2, "Relu": 1}
+    feeds = nets.feeds(proto)
+    true, now = qdq_nets.run(proto, feeds), qdq_nets.run(model, feeds)
+    for name in ("y", "u"):
+        np.testing.assert_allclose(now[name], true[name], rtol=1e-6, atol=1e-5)
+
+
+def test_readers_that_turn_it_otherwise_have_integers_of_their_own() -> None:
+    known = {**constants(), **Quantised((4, 4)).constants()}
+    known["four"] = np.array([1, -2, 3, 0.5], np.float32)
+    body = (
+        "d = DequantizeLinear(q, qs, qz) t = Transpose(d) c = MatMul(x, d) e = MatMul(x, t) "
+        "y = Mul(c, four) u = Mul(e, four)"
+    )
+    proto = qdq_nets.model(body, known, given="float[2,4] x", made="float[2,4] y, float[2,4] u")
+    assert {step.code for step in bnfold.fold(proto).report.kept} == {"BNF005"}
+    model = folded(proto, unshare=True)
+    assert nets.operators(model) == {"DequantizeLinear": 2, "Transpose": 1, "MatMul": 2}
     feeds = nets.feeds(proto)
     true, now = qdq_nets.run(proto, feeds), qdq_nets.run(model, feeds)
     for name in ("y", "u"):
