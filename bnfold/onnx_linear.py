@@ -26,7 +26,7 @@ from bnfold.onnx_facts import (
     ints_attribute,
 )
 from bnfold.onnx_quantised import PER_AXIS_SINCE, Dequantised, weight_fault
-from bnfold.quantised import varies
+from bnfold.quantised import line, varies
 
 
 class Slot(Enum):
@@ -130,12 +130,16 @@ def _quantised(
     facts: Facts, found: Dequantised, readers: tuple[str, ...], layout: Layout
 ) -> Weight:
     dtype, root = facts.constants.dtype(found.scale), facts.constants.root(found.integers)
+    name = root.name or ""
+    integer_sums = facts.rounds_activations
+    outputs = line(found.shape, layout, layout.out_axis)
+    if dtype is None or (integer_sums and found.axis not in (None, outputs)):
+        return Weight(name, "quantised along channels that are summed over", readers)
     widened = facts.constants.opset_of(found.node) >= PER_AXIS_SINCE
     size = int(prod(found.shape) * found.dtype.itemsize)
     view = f"{found.output.name} {found.order} {layout}"
-    scales = varies(found.shape, layout, found.axis, widened=widened)
-    name = dtype.name if dtype is not None else "UNDEFINED"
-    return Weight(root.name or "", name, readers, size, view, scales)
+    scales = varies(found.shape, layout, found.axis, widened=widened, summed=not integer_sums)
+    return Weight(name, dtype.name, readers, size, view, scales)
 
 
 def unnamed(weight: ir.Value) -> ir.Value:

@@ -41,7 +41,7 @@ def line(shape: tuple[int, ...], layout: Layout, axis: int) -> int | None:
 
 
 def varies(
-    shape: tuple[int, ...], layout: Layout, axis: int | None, *, widened: bool
+    shape: tuple[int, ...], layout: Layout, axis: int | None, *, widened: bool, summed: bool = True
 ) -> tuple[Side, ...]:
     """Along the channels of which sides what the weight is multiplied by may vary.
 
@@ -50,6 +50,8 @@ def varies(
         layout: Where its channels are.
         axis: The axis along which its scale varies; None where there is a single scale.
         widened: Whether a single scale may become one for each entry of an axis.
+        summed: Whether that may be an axis that is summed over. Kernels that compute with integers
+            multiply by the scale behind the sum.
     """
     lines = {Side.OUTPUT: line(shape, layout, layout.out_axis),
              Side.INPUT: line(shape, layout, layout.in_axis)}  # fmt: skip
@@ -58,6 +60,7 @@ def varies(
     else:
         found = [place for place in lines.values() if place is not None]
         places = list(dict.fromkeys(found)) if widened else []
+        places = places if summed else [place for place in places if place == lines[Side.OUTPUT]]
     sides = []
     for place in places:
         held = Side.NONE

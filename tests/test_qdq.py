@@ -280,6 +280,25 @@ def test_kernels_of_integers_may_come_to_stand_next_to_a_fold() -> None:
         assert np.abs(ran - true).max() <= 1.01 * known["xs"]
 
 
+@pytest.mark.parametrize(
+    ("axis", "said"), [(None, "no scale for each of its input"), (1, "that are summed over")]
+)
+def test_kernels_of_integers_have_no_scale_for_what_they_sum_over(
+    axis: int | None, said: str
+) -> None:
+    """ONNX Runtime takes any DequantizeLinear with an axis for one of output channels."""
+    weight = Quantised((4, 4, 3, 3), axis)
+    known = {**constants(), **weight.constants(), "xs": np.array(0.05, np.float32),
+             "xz": np.array(3, np.int8)}  # fmt: skip
+    body = (
+        "i = QuantizeLinear(x, xs, xz) j = DequantizeLinear(i, xs, xz) [s] n = Mul(j, k4) "
+        f"{weight.node} y = Conv(n, d)"
+    )
+    proto = qdq_nets.model(body, known, made="float[2,4,4,4] y")
+    (step,) = bnfold.fold(proto).report.kept
+    assert (step.code, said in step.sentence) == ("BNF004", True)
+
+
 def test_dead_channel_becomes_its_zero_point_and_keeps_a_scale() -> None:
     proto = signed(np.uint8, 1, 120, gamma=0.0)
     model = folded(proto)
