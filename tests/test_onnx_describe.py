@@ -35,7 +35,8 @@ def constants() -> dict[str, nets.Array]:
         "up": np.array([1, 2, 0.5, 3], np.float32).reshape(4, 1, 1),
         "k4p": np.array([1.5, 3, 0.25, 3], np.float32).reshape(4, 1, 1),
         "a_p": np.array([1.5, 1e-3, -0.25, 3], np.float32),
-        "q": np.ones((4, 3, 1, 1), np.int8), "q3": np.full(3, 0.5, np.float32),
+        "q": np.ones((4, 3, 1, 1), np.int8), "qs": np.array(0.5, np.float32),
+        "q3": np.full(3, 0.5, np.float32),
         "q3z": np.zeros(3, np.int8), **nets.batch_norm(rng, "a", 4), **nets.batch_norm(rng, "p", 3),
     }  # fmt: skip
 
