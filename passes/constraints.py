@@ -1,6 +1,7 @@
 """What every operator asks of the units of the values around it, as equations on channels.
 
-    linear operator    nothing of its output; of its input nothing, or shift = 0 where it pads
+    linear operator    nothing of its output; of its input nothing, or shift = 0 where it pads;
+                       one scale for all channels of a side that its integers have no scales for
     tie                scale equal, positive for Relu and its kin; shift equal, or 0
     sum                scale equal; one equation between the shifts
     product            one factor in true units; scale equal along the other one; shift 0
