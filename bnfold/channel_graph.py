@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, Flag
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,13 +73,24 @@ class Form(Enum):
     EITHER = "a scale or a shift"
 
 
+class Side(Flag):
+    """Sides of a linear operator: along whose channels something varies."""
+
+    NONE = 0
+    INPUT = 1
+    OUTPUT = 2
+    BOTH = 3
+
+
 @dataclass(frozen=True, slots=True)
 class Weight:
     """The constant of a linear operator, by the name of its storage.
 
     ``readers`` are the names of all operators that read the same storage, under whatever name.
     ``view`` says how this operator reads it (transposed, reshaped ...): two that read one storage
-    hold the same numbers in the same places only if their views are equal.
+    hold the same numbers in the same places only if their views are equal. What it is multiplied by
+    can vary along the channels of one entry of ``varies`` (integers have scales along one axis) and
+    is one number along those of the other sides.
     """
 
     storage: str
@@ -87,6 +98,7 @@ class Weight:
     readers: tuple[str, ...]
     nbytes: int = 0
     view: str = ""
+    varies: tuple[Side, ...] = (Side.BOTH,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,9 @@ from bnfold.onnx_fold import FoldedTensor, FoldedWeight, folded_bias
 from bnfold.onnx_leftover import rewritten
 from bnfold.onnx_linear import LinearSite, Slot, unnamed
 from bnfold.onnx_merge import merge_edit
+from bnfold.onnx_quantised import Dequantised
+from bnfold.onnx_quantised_commit import write_quantised
+from bnfold.onnx_quantised_fold import quantised_fold
 from bnfold.onnx_steps import StepSite
 from bnfold.onnx_tensors import Array
 from bnfold.planning import Absorption, How, Plan, Reason, Stored
@@ -144,6 +147,9 @@ def _linear(
     lazy: bool,
     made: Shared,
 ) -> Edit:
+    quantised = described.facts.quantised_weight(site.node.inputs[site.weight_input])
+    if quantised is not None:
+        return _quantised(described, editor, index, site, quantised, taken, lazy, made)
     bias = folded_bias(described.facts, index, site, taken)
     weight = _weight_tensor(described, index, site, taken, lazy) if weight_changes(taken) else None
     root = site.node.inputs[site.weight_input]
@@ -162,6 +168,26 @@ def _linear(
             made[key] = editor.set_constant(
                 site.node, site.weight_input, weight, site.graph, f"{stem}_folded"
             )
+
+    return edit
+
+
+def _quantised(
+    described: Described, editor: Editor, index: int, site: LinearSite, found: Dequantised,
+    taken: Absorption, lazy: bool, made: Shared,
+) -> Edit:  # fmt: skip
+    folded = quantised_fold(described.facts, index, site, found, taken, lazy=lazy)
+    key = (*_what_is_stored(found.output, site, taken), found.order)
+    stem = described.facts.constants.root(found.integers).name or site.node.name or "weight"
+
+    def edit() -> None:
+        def set_bias(bias: Array, name: str) -> None:
+            _set_bias(described, editor, site, bias, name)
+
+        shared = made.get(key)
+        value = write_quantised(described, editor, site, found, folded, shared, set_bias, stem)
+        if value is not None:
+            made[key] = value
 
     return edit
 

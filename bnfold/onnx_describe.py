@@ -162,8 +162,10 @@ class _Walk:
         if site.add is not None:
             self.absorbed_adds.add(site.add)
         weight = site.node.inputs[site.weight_input]
-        constant = self.facts.constants.is_constant(weight)
-        readers = self._readers_of(weight) if constant and weight else ()
+        quantised = self.facts.quantised_weight(weight)
+        held = weight if quantised is None else quantised.integers
+        constant = self.facts.constants.is_constant(held)
+        readers = self._readers_of(held) if constant and held else ()
         self._add(as_operator(self.facts, found, self._number, readers), site)
 
     def _step(self, found: FoundStep[StepSite]) -> None:
@@ -237,16 +239,24 @@ def _storage_readers(facts: Facts) -> Mapping[ir.Value, list[str]]:
     """For each stored tensor, the operators that read it under whatever name."""
     constants = facts.constants
     readers: dict[ir.Value, list[str]] = {}
+
+    def read(value: ir.Value | None, label: str) -> None:
+        quantised = facts.quantised_weight(value)
+        value = value if quantised is None else quantised.integers
+        if value is not None and constants.is_constant(value):
+            readers.setdefault(constants.root(value), []).append(label)
+
+    def passes_on(value: ir.Value) -> bool:
+        return constants.is_constant(value) or facts.quantised_weight(value) is not None
+
     for node, _ in facts.nodes():
-        if all(constants.is_constant(v) for v in node.outputs) and not any(bodies(node)):
+        if all(passes_on(v) for v in node.outputs) and not any(bodies(node)):
             continue
         for value in node.inputs:
-            if constants.is_constant(value) and value is not None:
-                readers.setdefault(constants.root(value), []).append(facts.label(node))
+            read(value, facts.label(node))
     for graph in constants.graphs:
         for value in graph.outputs:
-            if constants.is_constant(value):
-                readers.setdefault(constants.root(value), []).append(f"output '{value.name}'")
+            read(value, f"output '{value.name}'")
     return readers
 
 

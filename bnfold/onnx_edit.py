@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import onnx_ir as ir
 
 from bnfold.onnx_facts import Facts
+from bnfold.onnx_quantised import any_dequantised
 
 TensorLike = ir.TensorProtocol
 
@@ -28,6 +29,10 @@ class Editor:
         for graph in facts.constants.graphs:
             self._names.update(graph.initializers)
             self._names.update(v.name for v in graph.inputs if v.name)
+        self._dequantised = {
+            value for node, _ in facts.nodes() for value in node.outputs
+            if any_dequantised(facts.constants, value) is not None
+        }  # fmt: skip
         self._left: list[ir.Value] = []
         self._instead: dict[ir.Value, ir.Value] = {}
         self.written: list[ir.Value] = []
@@ -75,7 +80,7 @@ class Editor:
         self.set_input(node, position, made)
         return made
 
-    def set_input(self, node: ir.Node, position: int, value: ir.Value) -> None:
+    def set_input(self, node: ir.Node, position: int, value: ir.Value | None) -> None:
         """Let ``node`` read ``value`` as its input ``position``."""
         if position >= len(node.inputs):
             node.resize_inputs(position + 1)
@@ -176,7 +181,8 @@ class Editor:
     def _is_ours(self, value: ir.Value) -> bool:
         """Whether ``value`` is a constant, one of the model or one that was made here."""
         made = value.is_initializer() and not value.is_graph_input()
-        return made or self._facts.constants.is_constant(value)
+        known = value in self._dequantised or self._facts.constants.is_constant(value)
+        return made or known
 
     def _drop_initializer(self, value: ir.Value) -> None:
         graph = value.graph

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
 
 from bnfold.channel_graph import Dim
 from bnfold.onnx_constants import FLOAT_TYPES, Constants
+from bnfold.onnx_quantised import Dequantised, quantised_bias, quantised_weight
 from bnfold.onnx_shapes import Inferred, both
 
 __all__ = [
@@ -69,9 +71,9 @@ class Facts:
         if node is None or node.op_type not in _CHANNELS_OF_WEIGHT or not self.is_plain(node):
             return None
         weight = input_at(node, 1)
-        if weight is None or not self.constants.is_constant(weight):
+        shape = None if weight is None else self.weight_shape(weight)
+        if shape is None:
             return None
-        shape = self.constants.shape(weight)
         axis = _CHANNELS_OF_WEIGHT[node.op_type]
         if node.op_type == "Gemm":
             axis = 0 if int_attribute(node, "transB", 0) else 1
@@ -88,6 +90,34 @@ class Facts:
         if self.constants.is_constant(value):
             return self.constants.dtype(value)
         return self.constants.declared_dtype(value)
+
+    def weight_shape(self, value: ir.Value) -> tuple[int, ...] | None:
+        """The shape of a weight that is constant, or dequantised from constants."""
+        if self.constants.is_constant(value):
+            return self.constants.shape(value)
+        quantised = self.quantised_weight(value)
+        return None if quantised is None else quantised.shape
+
+    def quantised_weight(self, value: ir.Value | None) -> Dequantised | None:
+        """The integers that a weight is dequantised from, if a scale can go into them."""
+        return quantised_weight(self.constants, value)
+
+    def quantised_bias(self, value: ir.Value | None) -> Dequantised | None:
+        """The int32 that a bias is dequantised from."""
+        return quantised_bias(self.constants, value)
+
+    @cached_property
+    def rounds_activations(self) -> bool:
+        """Whether runtimes may compute with integers: activations are stored as such somewhere."""
+        makers = {"QuantizeLinear", "DynamicQuantizeLinear"}
+        return any(
+            node.op_type in makers
+            or (
+                node.op_type == "DequantizeLinear"
+                and not all(self.constants.is_constant(v) for v in node.inputs if v is not None)
+            )
+            for node, _ in self.nodes()
+        )
 
     def is_float_constant(self, value: ir.Value | None) -> bool:
         """Whether ``value`` is a constant of a float type."""

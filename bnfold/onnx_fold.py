@@ -169,7 +169,7 @@ def _folded_bias(facts: Facts, index: int, site: LinearSite, taken: Absorption) 
 
 
 def given_bias(facts: Facts, site: LinearSite, given: ir.Value | None, channels: int) -> F64:
-    """What ``site`` adds now: shape (channels,), or (rows, channels)."""
+    """What ``site`` adds now, shape (M,), or with rows of its own."""
     if given is None or site.beta == 0:
         return np.zeros(channels)
     stored = site.beta * facts.constants.float64(given)

@@ -18,7 +18,6 @@ from bnfold.affine import Layout, in_channels, out_channels
 from bnfold.channel_graph import Bias, Linear, Weight
 from bnfold.errors import InvalidModelError
 from bnfold.found import FoundLinear
-from bnfold.onnx_constants import MOVES
 from bnfold.onnx_evaluate import UncomputableError
 from bnfold.onnx_facts import (
     Facts,
@@ -27,7 +26,9 @@ from bnfold.onnx_facts import (
     int_attribute,
     ints_attribute,
 )
+from bnfold.onnx_quantised import PER_AXIS_SINCE, Dequantised, weight_fault
 from bnfold.onnx_taps import auto_pad, window_taps
+from bnfold.quantised import line, varies
 
 
 class Slot(Enum):
@@ -85,7 +86,7 @@ def as_operator(
     assert data is not None
     assert weight is not None
     stated = _weight(facts, weight, readers, site.layout)
-    shape = facts.constants.shape(weight) if facts.constants.is_constant(weight) else None
+    shape = facts.weight_shape(weight)
     return Linear(
         name=facts.label(site.node), op_type=site.node.op_type,
         inputs=(number(data), *_other_inputs(facts, site, number)),
@@ -94,8 +95,15 @@ def as_operator(
         in_channels=0 if shape is None else in_channels(shape, site.layout),
         out_channels=0 if shape is None else out_channels(shape, site.layout),
         weight=stated, bias=found.bias, shift_barrier=found.shift_barrier,
-        groups=site.layout.groups, taps=found.taps, biased=_is_biased(facts, site),
+        groups=site.layout.groups, taps=found.taps if _holds_floats(facts, site) else None,
+        biased=_is_biased(facts, site),
     )  # fmt: skip
+
+
+def _holds_floats(facts: Facts, site: LinearSite) -> bool:
+    """Whether its weight and its bias are stored as floats: integers can't be added to others."""
+    held = (site.node.inputs[site.weight_input], bias_value(facts, site))
+    return all(value is None or facts.constants.is_constant(value) for value in held)
 
 
 def bias_value(facts: Facts, site: LinearSite) -> ir.Value | None:
@@ -123,7 +131,13 @@ def _other_inputs(
 ) -> tuple[int, ...]:
     """Activations that the operator reads besides its data: a computed weight or bias."""
     read = [v for i, v in enumerate(site.node.inputs) if i != site.data_input and v is not None]
-    return tuple(number(value) for value in read if not facts.constants.is_constant(value))
+    return tuple(number(value) for value in read if not _is_lent(facts, value))
+
+
+def _is_lent(facts: Facts, value: ir.Value) -> bool:
+    """Whether ``value`` is a constant, or one that is dequantised: none that a run computes."""
+    quantised = facts.quantised_weight(value) or facts.quantised_bias(value)
+    return quantised is not None or facts.constants.is_constant(value)
 
 
 def _weight(
@@ -135,13 +149,27 @@ def _weight(
         size = prod(facts.constants.shape(weight)) * (4 if dtype is None else int(dtype.itemsize))
         view = f"{unnamed(weight).name} {layout}"
         return Weight(facts.constants.root(weight).name or "", name, readers, size, view)
-    producer = weight.producer()
-    while producer is not None and producer.op_type in MOVES:
-        source = producer.inputs[0]
-        producer = None if source is None else source.producer()
-    if producer is not None and producer.op_type == "DequantizeLinear":
-        return Weight(weight.name or "", "quantised integers behind DequantizeLinear", ())
-    return None
+    quantised = facts.quantised_weight(weight)
+    if quantised is not None:
+        return _quantised(facts, quantised, readers, layout)
+    fault = weight_fault(facts.constants, weight)
+    return Weight(weight.name or "", fault, ()) if fault else None
+
+
+def _quantised(
+    facts: Facts, found: Dequantised, readers: tuple[str, ...], layout: Layout
+) -> Weight:
+    dtype, root = facts.constants.dtype(found.scale), facts.constants.root(found.integers)
+    name = root.name or ""
+    integer_sums = facts.rounds_activations
+    outputs = line(found.shape, layout, layout.out_axis)
+    if dtype is None or (integer_sums and found.axis not in (None, outputs)):
+        return Weight(name, "quantised along channels that are summed over", readers)
+    widened = facts.constants.opset_of(found.node) >= PER_AXIS_SINCE
+    size = int(prod(found.shape) * found.dtype.itemsize)
+    view = f"{found.output.name} {found.order} {layout}"
+    scales = varies(found.shape, layout, found.axis, widened=widened, summed=not integer_sums)
+    return Weight(name, dtype.name, readers, size, view, scales)
 
 
 def unnamed(weight: ir.Value) -> ir.Value:
@@ -156,6 +184,8 @@ def unnamed(weight: ir.Value) -> ir.Value:
 def _input_bias(facts: Facts, node: ir.Node) -> tuple[Slot, Bias]:
     bias = input_at(node, 2)
     if bias is None:
+        return Slot.INPUT, Bias.BUILT_IN
+    if facts.quantised_bias(bias) is not None and facts.quantised_weight(node.inputs[1]):
         return Slot.INPUT, Bias.BUILT_IN
     if not facts.is_float_constant(bias):
         return Slot.DYNAMIC, Bias.DYNAMIC
@@ -177,9 +207,8 @@ def _refuse_bad_bias(facts: Facts, node: ir.Node, bias: ir.Value) -> None:
 def _kernel(facts: Facts, node: ir.Node) -> tuple[int, ...] | None:
     stated = ints_attribute(node, "kernel_shape")
     weight = input_at(node, 1)
-    if stated or weight is None or not facts.constants.is_constant(weight):
-        return stated or None
-    return facts.constants.shape(weight)[2:]
+    shape = None if stated or weight is None else facts.weight_shape(weight)
+    return stated or (None if shape is None else shape[2:])
 
 
 def _conv(facts: Facts, node: ir.Node, graph: ir.Graph) -> Found:
@@ -234,11 +263,15 @@ def _is_one_row(facts: Facts, bias: ir.Value | None) -> bool:
 
 def _matmul(facts: Facts, node: ir.Node, graph: ir.Graph) -> Found | None:
     first, second = node.inputs[0], node.inputs[1]
-    if facts.is_float_constant(second) and first is not None:
+    if _is_weight(facts, second) and first is not None:
         return _matmul_by(facts, node, graph, data=first, position=0)
-    if facts.is_float_constant(first) and second is not None:
+    if _is_weight(facts, first) and second is not None:
         return _matmul_by(facts, node, graph, data=second, position=1)
     return None
+
+
+def _is_weight(facts: Facts, value: ir.Value | None) -> bool:
+    return facts.is_float_constant(value) or facts.quantised_weight(value) is not None
 
 
 def _matmul_by(
@@ -246,7 +279,8 @@ def _matmul_by(
 ) -> Found | None:
     weight = node.inputs[1 - position]
     assert weight is not None
-    shape, rank = facts.constants.shape(weight), facts.rank(data)
+    shape, rank = facts.weight_shape(weight), facts.rank(data)
+    assert shape is not None
     rows = position == 1
     if len(shape) < 2 or (rank is not None and rank < 2) or (rows and rank is None):
         return None

@@ -9,9 +9,16 @@ between the two. Identity and Dropout may stand there.
 
 from __future__ import annotations
 
-from bnfold.channel_graph import Affine, Linear, ValueId
+from bnfold.channel_graph import Affine, Linear, Side, ValueId
 from bnfold.passes.draft import Draft
-from bnfold.passes.guards import Refusal, anchored, output_refusal, read_by_others, undone
+from bnfold.passes.guards import (
+    Refusal,
+    anchored,
+    output_refusal,
+    read_by_others,
+    scale_refusal,
+    undone,
+)
 from bnfold.planning import How, Reason, Stored
 
 
@@ -29,6 +36,8 @@ def fold_backward(draft: Draft, index: int, step: Affine) -> Refusal | None:
         reader = draft.producer(value) or 0
     taken = draft.step_map(index)
     if refusal := output_refusal(step, taken, linear):
+        return refusal
+    if refusal := scale_refusal(draft, producer, Side.OUTPUT, taken):
         return refusal
     draft.absorb_output(producer, taken)
     for value in between[1:]:

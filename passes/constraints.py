@@ -1,6 +1,7 @@
 """What every operator asks of the units of the values around it, as equations on channels.
 
-    linear operator    nothing of its output; of its input nothing, or shift = 0 where it pads
+    linear operator    nothing of its output; of its input nothing, or shift = 0 where it pads;
+                       one scale for all channels of a side that its integers have no scales for
     tie                scale equal, positive for Relu and its kin; shift equal, or 0
     sum                scale equal; one equation between the shifts
     product            one factor in true units; scale equal along the other one; shift 0
@@ -29,17 +30,18 @@ from bnfold.channel_graph import (
     Product,
     Route,
     ShiftRule,
+    Side,
     Sign,
     Sum,
     Tie,
     ValueId,
 )
 from bnfold.passes.draft import Draft
-from bnfold.passes.guards import Refusal, anchored, shared, unusable
+from bnfold.passes.guards import Refusal, anchored, shared, unusable, varying
 from bnfold.passes.number_types import number_type
 from bnfold.passes.numbering import Numbering, Pairs
 from bnfold.passes.potentials import F64, EdgeList, Ids, Mask, Potentials
-from bnfold.planning import Reason
+from bnfold.planning import Absorption, Reason
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,6 +112,7 @@ class Constraints:
         self.writes: dict[int, Ids] = {}
         self.bare: list[int] = []
         self.agreeing: set[int] = set()
+        self.uneven: dict[int, Side] = {}
         self.fills: dict[int, Ids] = {}
         self.narrow: list[int] = []
         self._narrowed = narrowed
@@ -191,6 +194,7 @@ class Constraints:
         if not self._on_axis(index, data, linear.in_axis, linear.in_channels, linear.name):
             return
         self.reads[index] = self.numbering.along(data, linear.in_axis)
+        self._one_scale(index, linear, Side.INPUT, self.reads[index])
         if linear.shift_barrier:
             fence = Refusal(Reason.ZERO_PADDING, (linear.name,), linear.shift_barrier)
             self._fence_shift(data, fence)
@@ -202,6 +206,28 @@ class Constraints:
             self._fence(output, Refusal(Reason.BIAS_NOT_CONSTANT, (linear.name,)))
         elif self._on_axis(index, output, linear.out_axis, linear.out_channels, linear.name):
             self.writes[index] = self.numbering.along(output, linear.out_axis)
+            self._one_scale(index, linear, Side.OUTPUT, self.writes[index])
+
+    def _one_scale(self, index: int, linear: Linear, side: Side, numbers: Ids) -> None:
+        """All channels on ``side`` have one scale, if the weight can hold no other."""
+        if side in self._varying(index, linear) or numbers.size < 2:
+            return
+        self.uneven[index] = self.uneven.get(index, Side.NONE) | side
+        self._parts.scale.add(np.full_like(numbers[1:], numbers[0]), numbers[1:], index)
+
+    def _varying(self, index: int, linear: Linear) -> Side:
+        """The sides along whose channels what a weight is multiplied by may still vary.
+
+        Of two that exclude each other: the one along which it does, else the one that writes what
+        steps can reach.
+        """
+        assert linear.weight is not None
+        taken = self.draft.absorptions.get(index, Absorption())
+        asked = varying(taken.input, Side.INPUT) | varying(taken.output, Side.OUTPUT)
+        fit = [sides for sides in linear.weight.varies if asked in sides]
+        written = self.draft.output(index) in self.numbering.values
+        side = Side.OUTPUT if written else Side.INPUT
+        return next((sides for sides in fit if side in sides), fit[0] if fit else Side.NONE)
 
     def _norm(self, index: int, norm: Norm) -> None:
         output = self.draft.output(index)

@@ -8,9 +8,9 @@ pads with zeros takes only a scale: it would pad the unshifted input with the wr
 
 from __future__ import annotations
 
-from bnfold.channel_graph import Affine, Linear, ValueId
+from bnfold.channel_graph import Affine, Linear, Side, ValueId
 from bnfold.passes.draft import Draft
-from bnfold.passes.guards import Refusal, anchored, input_refusal
+from bnfold.passes.guards import Refusal, anchored, input_refusal, scale_refusal
 from bnfold.planning import How, Reason, Stored
 
 
@@ -25,6 +25,8 @@ def fold_forward(draft: Draft, index: int, step: Affine) -> Refusal | None:
         linear = draft.operator(reader)
         assert isinstance(linear, Linear)
         if refusal := input_refusal(step, taken, linear):
+            return refusal
+        if refusal := scale_refusal(draft, reader, Side.INPUT, taken):
             return refusal
     if refusal := _extra_operator(draft, linears, taken.is_scaling, taken.is_shifting):
         return refusal

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from bnfold.affine import AffineMap
-from bnfold.channel_graph import Affine, Anchor, Bias, Linear, ValueId, Weight
+from bnfold.channel_graph import Affine, Anchor, Bias, Linear, Side, ValueId, Weight
 from bnfold.passes.draft import Draft
 from bnfold.passes.number_types import NUMBER_TYPES
-from bnfold.planning import Kept, Reason
+from bnfold.planning import Absorption, Kept, Reason
 
 _ANCHOR_REASONS = {
     Anchor.INPUT: Reason.GRAPH_BOUNDARY,
@@ -71,6 +71,31 @@ def shared(weight: Weight, name: str) -> Refusal:
     """Refuse to change a weight that others read besides operator ``name``."""
     others = tuple(reader for reader in weight.readers if reader != name)
     return Refusal(Reason.SHARED_WEIGHT, others or weight.readers)
+
+
+def has_no_scales(name: str, sides: Side) -> Refusal:
+    """Refuse to scale channels of operator ``name`` one by one along ``sides`` of its weight."""
+    along = {Side.INPUT: "input", Side.OUTPUT: "output"}.get(sides, "input and output")
+    detail = f"quantised, with no scale for each of its {along} channels"
+    return Refusal(Reason.WEIGHT_TYPE, (name,), detail)
+
+
+def scale_refusal(draft: Draft, index: int, side: Side, taken: AffineMap) -> Refusal | None:
+    """Refuse scales on ``side`` that the weight has no place for beside those it took over."""
+    linear = draft.operator(index)
+    assert isinstance(linear, Linear)
+    old = draft.absorptions.get(index, Absorption())
+    asked = varying(taken, side)
+    asked |= varying(old.input, Side.INPUT) | varying(old.output, Side.OUTPUT)
+    if linear.weight is None or any(asked in held for held in linear.weight.varies):
+        return None
+    return has_no_scales(linear.name, asked)
+
+
+def varying(taken: AffineMap | None, side: Side) -> Side:
+    """``side`` if the scale of ``taken`` is not the same on all of its channels."""
+    varies = taken is not None and bool((taken.scale != taken.scale[0]).any())
+    return side if varies else Side.NONE
 
 
 def weight_refusal(linear: Linear, taken: AffineMap) -> Refusal | None:

@@ -16,7 +16,7 @@ import numpy as np
 from bnfold.channel_graph import Linear, Sum
 from bnfold.passes.classes import Bond
 from bnfold.passes.constraints import Constraints
-from bnfold.passes.guards import Refusal, shared
+from bnfold.passes.guards import Refusal, has_no_scales, shared
 from bnfold.passes.potentials import Edges, Ids
 from bnfold.passes.search import Found
 from bnfold.passes.solution import Broken, Conflict, Solution
@@ -188,8 +188,9 @@ class _Why:
         return self._shift(step.step, x, y)
 
     def beside_its_axis(self, bond: Bond, local: Kept) -> bool:
-        """Whether a linear operator is next to the step and has its channels elsewhere."""
-        return local.reason is Reason.CHANNEL_AXIS and not self._alone(bond)
+        """Whether a linear operator beside the step has its channels or its scales elsewhere."""
+        elsewhere = local.reason in (Reason.CHANNEL_AXIS, Reason.WEIGHT_TYPE)
+        return elsewhere and not self._alone(bond)
 
     def _alone(self, bond: Bond) -> bool:
         """Whether the step could vanish if no other did."""
@@ -245,6 +246,8 @@ class _Why:
             linear = self.draft.operator(index)
             if not isinstance(linear, Linear):
                 continue
+            if index in self.constraints.uneven:
+                return has_no_scales(linear.name, self.constraints.uneven[index]).kept(step)
             if index not in self.constraints.agreeing:
                 return Kept(step, Reason.CHANNEL_AXIS, (linear.name,))
             assert linear.weight is not None

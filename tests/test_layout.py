@@ -18,7 +18,7 @@ LAYERS = (
     ("range_guard",),
     ("affine",),
     ("channel_graph",),
-    ("index_maps", "stating", "found", "kernels"),
+    ("index_maps", "stating", "found", "kernels", "quantised"),
     ("planning",),
     ("passes",),
     ("folding",),

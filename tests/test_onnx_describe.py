@@ -36,7 +36,8 @@ def constants() -> dict[str, nets.Array]:
         "k4p": np.array([1.5, 3, 0.25, 3], np.float32).reshape(4, 1, 1),
         "a_p": np.array([1.5, 1e-3, -0.25, 3], np.float32),
         "q": np.ones((4, 3, 1, 1), np.int8), "qs": np.array(0.5, np.float32),
-        "qz": np.array(0, np.int8), **nets.batch_norm(rng, "a", 4), **nets.batch_norm(rng, "p", 3),
+        "q3": np.full(3, 0.5, np.float32),
+        "q3z": np.zeros(3, np.int8), **nets.batch_norm(rng, "a", 4), **nets.batch_norm(rng, "p", 3),
     }  # fmt: skip
 
 
@@ -87,7 +88,8 @@ REASONS: dict[Reason, Case] = {
         "c = Conv(x, z) [s] y = Mul(c, two)", ("Conv(c)",), "float[4,3,1,1] z"
     ),
     Reason.WEIGHT_TYPE: Case(
-        "d = DequantizeLinear(q, qs, qz) c = Conv(x, d) [s] y = Mul(c, two)", ("Conv(c)",)
+        "d = DequantizeLinear<axis = 1>(q, q3, q3z) c = Conv(x, d) [s] y = Mul(c, k4)",
+        ("Conv(c)",),
     ),
     Reason.SHARED_WEIGHT: Case(
         "c = Conv(x, w) d = Conv(x, w) [s] b = Mul(c, two) y = Max(b, d)", ("Conv(d)",)

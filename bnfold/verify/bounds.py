@@ -16,6 +16,8 @@ which are independent, so that they add up like a random walk; six standard devi
 with ``o_m`` what the unfolded steps add up on the way, though their sum may be small. Weights of
 few distinct values are rounded alike; for these the absolute sum is taken, four times.
 
+A bias that is stored as integers is off by up to half of one on each element, whatever ``u`` is.
+
 Where there is no constant there is nothing to round, and the bound is 0.
 """
 
@@ -44,12 +46,14 @@ class Operation:
         inputs: Its inputs, None where one is left out; floats are float64.
         constant: Which of them are constants of the model.
         attributes: Its attributes.
+        bias_step: The unit of a bias that was rounded to integers, one for each channel or one.
     """
 
     op_type: str
     inputs: Sequence[Any]
     constant: Sequence[bool]
     attributes: Mapping[str, Any]
+    bias_step: F64 | None = None
 
     @property
     def linear(self) -> bool:
@@ -154,6 +158,13 @@ def _conv(operation: Operation, y: F64, axis: int | None, once: bool | None) -> 
     # Of many weights the absolute sum is far above what a walk of them comes to.
     many = once is False and w[0].size > MANY
     return Rounding(np.full_like(random, np.inf) if many else absolute(), random, added)
+
+
+def half_steps(operation: Operation, y: F64, axis: int | None) -> F64:
+    """What rounding a bias to integers does to each channel of an output ``y``."""
+    if operation.bias_step is None:
+        return NOTHING
+    return _added(operation.bias_step / 2, y, axis)
 
 
 def carried(operation: Operation, noise: F64, axis: int | None, *, once: bool) -> F64 | None:

@@ -31,6 +31,7 @@ from bnfold.verify.ends import (
 from bnfold.verify.environment import environment
 from bnfold.verify.expected import Expected
 from bnfold.verify.inputs import user_samples
+from bnfold.verify.integer_biases import folds_apart
 from bnfold.verify.interface import require_same_interface
 from bnfold.verify.judge import Gates, Measured, Verdict
 from bnfold.verify.memory import float64_bytes, memory_guard, require_memory
@@ -199,6 +200,7 @@ class _Check:
         self.first: Outputs | None = None
         self.oracle: list[Outputs] = []
         self.sited = False
+        self.apart: dict[str, float] | None = None
         self.mutations: list[Mutation] = []
 
     def run(self) -> CheckResult:
@@ -276,16 +278,24 @@ class _Check:
     def _measured(
         self, run: Runs, feeds: Sequence[Feeds], oracle: Sequence[Outputs]
     ) -> list[Measured]:
-        measured = measure_runs(run, oracle, self.pair.reference.unit)
+        measured = measure_runs(run, oracle, self.pair.reference.unit, self._apart(feeds))
         try:
             return second_look(self.pair, run, feeds, measured, self.plan.options)
         except InconclusiveError:
             return measured  # a neighbour can't be run: what was seen first stands
 
+    def _apart(self, feeds: Sequence[Feeds]) -> dict[str, float]:
+        """How far two right folds lie apart; the same on every provider."""
+        if self.apart is None:
+            self.apart = folds_apart(self.pair, feeds, self.progress)
+        return self.apart
+
     def _mutate(self, run: Runs, feeds: Sequence[Feeds], oracle: Sequence[Outputs]) -> None:
         """Without tier B, what would have been caught is seen by spoiling a weight."""
         self.progress(f"running mutants on {run.provider}", None)
-        found = caught_by_mutation(self.pair, run, feeds, oracle, self.plan.options)
+        found = caught_by_mutation(
+            self.pair, run, feeds, oracle, self.plan.options, self._apart(feeds)
+        )
         self.mutations += [] if found is None else [Mutation(run.provider, *found)]
 
     def _inside(self, pair: Pair) -> Iterator[TierResult]:

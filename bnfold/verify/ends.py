@@ -116,8 +116,18 @@ def undecided(provider: str, tiers: str, doubt: str) -> Iterator[TierResult]:
             return
 
 
-def measure_runs(runs: Runs, oracle: Sequence[Outputs], unit: float) -> list[Measured]:
-    """The errors of every output, over all samples of the runs."""
+def measure_runs(
+    runs: Runs, oracle: Sequence[Outputs], unit: float, apart: Mapping[str, float] | None = None
+) -> list[Measured]:
+    """The errors of every output, over all samples of the runs.
+
+    Args:
+        runs: Both models' outputs.
+        oracle: The unfolded model's in float64.
+        unit: Half an ulp, relative, of the coarsest float type in the model.
+        apart: By output, how far two right folds lie apart, where that is more than rounding
+            explains (`bnfold.verify.integer_biases`).
+    """
     return [
         measure_output(
             name,
@@ -125,7 +135,7 @@ def measure_runs(runs: Runs, oracle: Sequence[Outputs], unit: float) -> list[Mea
             [outputs[name] for outputs in runs.unfolded],
             [outputs[name] for outputs in runs.folded],
             unit=unit,
-            jitter=_jitter(name, runs, oracle),
+            jitter=max(_jitter(name, runs, oracle), (apart or {}).get(name, 0.0)),
         )
         for name in oracle[0]
     ]

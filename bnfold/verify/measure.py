@@ -51,7 +51,7 @@ def measure_output(
         unfolded: What the unfolded model says on the runtime.
         folded: What the folded model says on the runtime.
         unit: Half an ulp, relative, of the coarsest float type in the model.
-        jitter: Relative distance of two runs of the unfolded model.
+        jitter: Relative distance of two runs of the unfolded model, or of two right folds.
     """
     dtype = str(getattr(unfolded[0], "dtype", "")) if unfolded else ""
     settled = _settled(name, oracle, unfolded, folded)
@@ -70,7 +70,7 @@ def measure_output(
         e_unfold=tuple(_error(u, y, size) for y, u, _ in wide),
         varies=not is_constant(oracle, unit),
         hull=upper_hull(*_differences(wide)),
-        decisions=_decisions(oracle, unfolded, folded, unit),
+        decisions=_decisions(oracle, unfolded, folded, unit, jitter),
     )  # fmt: skip
 
 
@@ -246,9 +246,11 @@ def _between(
 # ---- decisions ----
 
 
-def _decisions(oracle: Arrays, unfolded: Arrays, folded: Arrays, unit: float) -> Decisions | None:
+def _decisions(
+    oracle: Arrays, unfolded: Arrays, folded: Arrays, unit: float, jitter: float
+) -> Decisions | None:
     counts = [
-        _sample_decisions(_rows(y), _rows(u), _rows(f), unit)
+        _sample_decisions(_rows(y), _rows(u), _rows(f), unit, jitter)
         for y, u, f in zip(oracle, unfolded, folded, strict=True)
         if _decides(y)
     ]
@@ -268,12 +270,15 @@ def _rows(array: NDArray[Any]) -> F64:
     return rows.reshape(-1, rows.shape[-1]).astype(np.float64)
 
 
-def _sample_decisions(y: F64, u: F64, f: F64, unit: float) -> tuple[int, int, int, int, int]:
+def _sample_decisions(
+    y: F64, u: F64, f: F64, unit: float, jitter: float
+) -> tuple[int, int, int, int, int]:
     finite = np.isfinite(y).all(axis=1) & np.isfinite(u).all(axis=1) & np.isfinite(f).all(axis=1)
     y, u, f = y[finite], u[finite], f[finite]
     if not y.size:
         return 0, 0, 0, 0, 0
     needed = CLEAR * (float(np.abs(u - y).max()) + 4 * unit * float(np.abs(y).max()))
+    needed += CLEAR * jitter * float(np.linalg.norm(y))
     clear = _margin(y, 1) > needed
     flipped = clear & (y.argmax(axis=1) != f.argmax(axis=1))
     if y.shape[1] <= TOP:

@@ -7,7 +7,7 @@ middle of the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +27,12 @@ LARGEST, SMALLEST = 2, 22
 
 
 def caught_by_mutation(
-    pair: Pair, runs: Runs, feeds: Sequence[Feeds], oracle: Sequence[Outputs], options: RunOptions
+    pair: Pair,
+    runs: Runs,
+    feeds: Sequence[Feeds],
+    oracle: Sequence[Outputs],
+    options: RunOptions,
+    apart: Mapping[str, float] | None = None,
 ) -> tuple[str, float] | None:
     """The mutated weight, and the smallest ``2^-k`` that tier C flags there.
 
@@ -37,6 +42,7 @@ def caught_by_mutation(
         feeds: The samples, by the reference's input names.
         oracle: What the reference says of them in float64.
         options: How they were run.
+        apart: By output, how far two right folds lie apart.
 
     Returns:
         None where no weight can be mutated, or not even a quarter is flagged.
@@ -51,7 +57,7 @@ def caught_by_mutation(
         runner = wrong.runner(runs.provider, replace(options, profile=False))
         renamed = [pair.interface.to_candidate(feed) for feed in feeds]
         folded = [pair.interface.from_candidate(runner.run(feed)) for feed in renamed]
-        measured = measure_runs(replace(runs, folded=folded), oracle, pair.reference.unit)
+        measured = measure_runs(replace(runs, folded=folded), oracle, pair.reference.unit, apart)
         said = judge_ends(runs.provider, measured, "C", Gates())
         return any(tier.verdict is Verdict.FAIL for tier in said)
 

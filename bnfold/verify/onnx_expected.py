@@ -95,9 +95,16 @@ def _held(name: str, units: Mapping[str, Units]) -> Held:
 def _weights(done: Committed) -> dict[str, NDArray[Any]]:
     return {
         value.name: np.asarray(value.const_value.numpy())
-        for value in done.written
+        for value in dict.fromkeys(v for w in done.written for v in (w, *_beside(w)))
         if value.name and value.const_value is not None
     }
+
+
+def _beside(value: ir.Value) -> Iterator[ir.Value]:
+    """What stands for numbers only together with ``value``: integers, scale and zero point."""
+    for node in (use.node for use in value.uses()):
+        if node.op_type == "DequantizeLinear":
+            yield from (read for read in node.inputs if read is not None)
 
 
 # ---- what a graph looks like, weights left out ----

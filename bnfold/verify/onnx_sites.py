@@ -23,6 +23,7 @@ import numpy as np
 
 from bnfold.verify.bounds import F64, Operation, channel_axis, fitting, norms
 from bnfold.verify.expected import Expected, Held
+from bnfold.verify.integer_biases import rounded_bias_steps
 from bnfold.verify.judge import Verdict
 from bnfold.verify.lockstep import Pairing, Tape, floats, operation, relative
 from bnfold.verify.models import LoadedModel
@@ -100,6 +101,7 @@ class _Walk:
         self.suspects = Suspects(self.tape)
         self.twins = Twins(unit, self.fixed)
         self.makers: dict[str, tuple[str, str]] = {}
+        self.steps: dict[str, F64] = {}  # of biases that were rounded to integers
         self.uncovered = False  # whether a weight is behind a tensor that is not known by its name
         self.outputs: dict[str, Any] = {}
         self.misfits: dict[str, str] = {}  # what is said of those that have no error
@@ -109,6 +111,7 @@ class _Walk:
         for done, node in enumerate(self.candidate.walk(self.feeds, values)):
             if self.fixed.issuperset(node.input) and not node.need_context():
                 self.fixed.update(node.output)
+                self.steps.update(rounded_bias_steps(node, values, self.reference.constants))
                 for name in set(node.output).intersection(self.reference.outputs):
                     self._frozen(node, name, values)
             else:
@@ -118,6 +121,11 @@ class _Walk:
             self.twins.tidy(values)
             yield done
         self.tape.finish()
+
+    def _operation(self, node: Any, values: dict[str, Any]) -> Operation:
+        done = operation(node, values, self.fixed)
+        step = next((self.steps[name] for name in node.input[2:3] if name in self.steps), None)
+        return done if step is None else replace(done, bias_step=step)
 
     # ---- one tensor ----
 
@@ -142,7 +150,7 @@ class _Walk:
         if found is None:
             inner = self.pairing.is_inner(name)
             self.unpaired += [] if inner else [name]
-            done = operation(node, values, self.fixed)
+            done = self._operation(node, values)
             self.makers[name] = self._maker(node, done)
             self.uncovered |= done.linear and not self.planned and not inner
             if not self.planned:
@@ -168,7 +176,7 @@ class _Walk:
         self, node: Any, name: str, values: dict[str, Any], origins: Origins, found: Match
     ) -> None:
         self._add(found)
-        named = found.weighted and self._covered(name, operation(node, values, self.fixed))
+        named = found.weighted and self._covered(name, self._operation(node, values))
         self.twins.keep(node, name, values)
         self.suspects.disagrees(
             name, origins, len(self.sites) - 1, agreeing=found.agreeing, error=found.error,
@@ -190,7 +198,7 @@ class _Walk:
         told = np.isfinite(true) if floats(true) is not None else np.ones(1, bool)
         if not told.all():
             # What is not known of is left as it is, with its rounding.
-            self.noise.pass_on(node, name, operation(node, values, self.fixed), value, ~told)
+            self.noise.pass_on(node, name, self._operation(node, values), value, ~told)
         values[name] = true if told.all() else np.where(told, true, value)
 
     def _match(
@@ -198,7 +206,7 @@ class _Walk:
     ) -> Match | None:
         """The first that agrees, else the one that is nearest; None where none can be compared."""
         best: Match | None = None
-        done = operation(node, values, self.fixed) if options else None
+        done = self._operation(node, values) if options else None
         for held in options:
             true = self.tape.value(held.reference)
             if not alike(true, value):
@@ -220,7 +228,7 @@ class _Walk:
     ) -> Match:
         """What is no float has no units: an output is what it should be, if what it reads is."""
         right = name not in self.reference.outputs or np.array_equal(values[name], true)
-        if right or not self.noise.exact(node, operation(node, values, self.fixed)):
+        if right or not self.noise.exact(node, self._operation(node, values)):
             return Match(held, true)
         return self._wrong(node, values, true, held, name, np.inf)
 
@@ -235,7 +243,7 @@ class _Walk:
             self.misfits[name] = f"is {value.dtype}, not {true.dtype}"
         elif floats(true) is None:
             self.misfits[name] = "is not the reference's"
-        maker = self._maker(node, operation(node, values, self.fixed))
+        maker = self._maker(node, self._operation(node, values))
         site = SiteResult(*maker, name, held.reference, Verdict.FAIL, error, 0.0, np.inf)
         return Match(held, value, site, agreeing=0.0)
 

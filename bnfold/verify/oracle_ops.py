@@ -19,6 +19,7 @@ from onnx.reference.ops import load_op
 from bnfold.verify.oracle_conv import Conv
 from bnfold.verify.oracle_loop import Loop
 from bnfold.verify.oracle_pool import AveragePool, GlobalAveragePool, MaxPool
+from bnfold.verify.oracle_quantised import DequantizeLinear, QuantizeLinear
 from bnfold.verify.oracle_transposed import ConvTranspose
 from bnfold.verify.windows import F64, on_channels, pad_constant
 
@@ -162,6 +163,6 @@ class Relu(OpRun):
 
 
 OPS: tuple[type[OpRun], ...] = (
-    AveragePool, BatchNormalization, Cast, Conv, ConvTranspose, Erf, Gemm, GlobalAveragePool, Loop,
-    MaxPool, Pad, Relu,
+    AveragePool, BatchNormalization, Cast, Conv, ConvTranspose, DequantizeLinear, Erf, Gemm,
+    GlobalAveragePool, Loop, MaxPool, Pad, QuantizeLinear, Relu,
 )  # fmt: skip

@@ -16,6 +16,7 @@ from bnfold.verify.bounds import (
     carried,
     channel_axis,
     fitting,
+    half_steps,
     norms,
     rounding,
 )
@@ -169,6 +170,7 @@ class Noise:
         own: Rounding = rounding(done, y, axis, once=self.once)
         nothing = own.absolute is NOTHING and own.added is NOTHING
         bound = own.once() if self.once or nothing else own.several(linear)
+        bound = bound + half_steps(done, y, axis) / self.unit
         return np.broadcast_to(fitting(bound, linear.size), linear.shape)
 
     def _bound(

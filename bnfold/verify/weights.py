@@ -111,10 +111,17 @@ def _bits(array: NDArray[Any]) -> NDArray[np.uint8] | NDArray[Any]:
 
 
 def ulp_distance(one: Any, other: Any) -> int | None:
-    """How many steps between representable numbers; None where a value is not finite."""
+    """How many steps between representable floats; None of integers and what is not finite."""
+    if not is_float(np.asarray(one).dtype):
+        return None
     if not (np.isfinite(np.float64(one)) and np.isfinite(np.float64(other))):
         return None
     return abs(_rank(one) - _rank(other))
+
+
+def is_float(dtype: np.dtype[Any]) -> bool:
+    """Whether a type is one of floats; to numpy small integers look like bfloat16, as bytes."""
+    return dtype.kind == "f" or dtype.name == "bfloat16"
 
 
 def _rank(value: Any) -> int:
@@ -133,7 +140,7 @@ def hazards(name: str, weight: NDArray[Any]) -> Iterator[str]:
         name: The tensor's name.
         weight: The tensor; its first axis is taken for the channels where it has several.
     """
-    if weight.dtype.kind not in "fV" or not weight.size:
+    if not is_float(weight.dtype) or not weight.size:
         return
     sizes = np.abs(weight).reshape(weight.shape[0] if weight.ndim else 1, -1)
     if not np.isfinite(sizes).all():
