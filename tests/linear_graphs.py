@@ -120,7 +120,9 @@ class Net:
             Value(f"v{k}", shape, self.dtypes.get(k, self.dtype))
             for k, shape in enumerate(self.shapes)
         )
-        return ChannelGraph(values, tuple(self.operators), ends | self.anchors, self.symmetric)
+        return ChannelGraph(
+            values, tuple(self.operators), ends | self.anchors, self.symmetric, regroupable=True
+        )
 
     def _value(self, shape: Sequence[int]) -> ValueId:
         self.shapes.append(tuple(shape))
