@@ -130,8 +130,9 @@ class _Describer:
             if call.node not in self.absorbed and not self._is_aside(call):
                 self._recognise(call)
         graph = ChannelGraph(
-            tuple(self.values), tuple(self.operators), dict(self._anchors()), symmetric=True
-        )
+            tuple(self.values), tuple(self.operators), dict(self._anchors()), symmetric=True,
+            regroupable=self.tree is None,
+        )  # fmt: skip
         return Described(
             graph, tuple(self.sites), tuple(self.nodes), self.facts, self.stored,
             self._outside(), self.changed, self._watched(),

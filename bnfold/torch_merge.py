@@ -116,6 +116,7 @@ class Merging:
         through = None if merge.through is None else self._places.made_by(merge.through)
         gone = [n for index in merge.operators for n in self._places.nodes(index) if n not in kept]
         asking = list(self._places.asking(merge))
+        losing = list(self._losing(merge))
 
         def edit() -> None:
             made = target if through is None else self._places.made_by(merge.into)
@@ -133,9 +134,28 @@ class Merging:
             if last is not target:
                 self._instead[target] = last
                 self.editor.bypass(target, last)
+            for total, stays in losing:
+                self._instead[total] = stays
+                self.editor.bypass(total, self._current(stays))
             self.editor.discard([n for n in gone if n is not through])
 
         return edit
+
+    def _losing(self, merge: Merge) -> Iterator[tuple[fx.Node, fx.Node]]:
+        """The sums that lose one of their two operands, and the one that stays.
+
+        Raises:
+            FoldRefusedError: A sum is changed in place, or changes one of the two: others may read
+                what would be changed instead.
+        """
+        values, calls = self.described.values, self.described.facts.walk.calls
+        for place in merge.left:
+            total = self.described.graph.operators[place.total]
+            node = values[total.outputs[0]]
+            near = [call for call in calls if call.node is node or call.node in node.users]
+            if len(total.inputs) != 2 or any(call.mutates for call in near):
+                raise FoldRefusedError(merge.into, Reason.IN_PLACE, total.name)
+            yield node, values[total.inputs[1 - place.position]]
 
     def _tensor_edits(
         self, site: LinearSite, root: Root | None, tensors: MergedTensors

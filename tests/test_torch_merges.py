@@ -455,6 +455,35 @@ def test_changes_in_place_stay_harmless(run: Any, kind: str) -> None:
     merged(kind, lively(Net(made(run, **layers))), random(2, 4, 6, 6))
 
 
+# ---- terms between which others stand ----
+
+
+def _with_a_skip(self: Any, x: Tensor) -> Tensor:
+    near, skip = torch.relu(x), torch.sigmoid(x)
+    made: Tensor = skip - self.conv(near) - self.point(near) + near
+    return made
+
+
+def _with_a_skip_in_place(self: Any, x: Tensor) -> Tensor:
+    near, skip = torch.relu(x), torch.sigmoid(x)
+    made: Tensor = skip - self.conv(near)
+    made += self.point(near)
+    return made * skip
+
+
+@pytest.mark.parametrize("kind", [GRAPH, BARE, PROGRAM])
+@pytest.mark.parametrize(
+    ("run", "layers"), [(_with_a_skip, 1), (_with_a_skip_in_place, {GRAPH: 1, BARE: 1, PROGRAM: 2})]
+)
+def test_terms_over_one_tensor_become_one(run: Any, layers: Any, kind: str) -> None:
+    parts = {"conv": nn.Conv2d(4, 4, 3, padding=1), "point": nn.Conv2d(4, 4, 1, bias=False)}
+    result = merged(kind, lively(made(run, **parts)), random(2, 4, 6, 6))
+    wanted = layers if isinstance(layers, int) else layers[kind]
+    assert len(layers_of(result.model)) == wanted
+    # A sum that is changed in place keeps its operands: what would be changed instead has readers.
+    assert [step.code for step in result.report.apart] == ["BNF022"] * (wanted - 1)
+
+
 # ---- sizes that are asked for ----
 
 
