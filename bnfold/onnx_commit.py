@@ -7,7 +7,7 @@ its type; then nothing has been made yet, and the plan is made anew without that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -45,7 +45,7 @@ class Committed:
     Attributes:
         written: The initializers that were made or changed.
         renamed: Tensors that are stored in other units, by their new names: what they were
-            called before.
+            called before. Those that hold something else are not among them.
     """
 
     written: tuple[ir.Value, ...]
@@ -68,6 +68,7 @@ def commit(described: Described, plan: Plan, *, lazy: bool = False) -> Committed
     gone = {fold.step for fold in plan.folds}
     known = range(len(described.values))  # a name that is new says nothing yet
     restored = _named(described.values[value] for value in plan.units if value in known)
+    restated = _named(described.values[v] for merge in plan.merges for v in merge.restated)
     described, edits = with_new_values(described, editor, plan)
     made: Shared = {}
     edits.extend(_merges(described, editor, plan))
@@ -85,7 +86,8 @@ def commit(described: Described, plan: Plan, *, lazy: bool = False) -> Committed
             keep = fold.stored is Stored.AFTER
             editor.bypass(site.node, site.data_input, keep_output_name=keep)
     editor.sweep()
-    renamed = _rename(described, editor, restored) if restored else {}
+    _rename(described, editor, restated, "joined")
+    renamed = _rename(described, editor, restored, "stored")
     # What was evaluated for a step that then vanished is gone again.
     written = tuple(v for v in dict.fromkeys(editor.written) if v.is_initializer())
     return Committed(written, renamed)
@@ -108,15 +110,17 @@ def _named(values: Iterable[ir.Value]) -> set[tuple[object, str | None]]:
 
 
 def _rename(
-    described: Described, editor: Editor, restored: Container[tuple[object, str | None]]
+    described: Described, editor: Editor, others: Collection[tuple[object, str | None]], how: str
 ) -> dict[str, str]:
-    """A tensor that is stored in other units is another tensor: it gets a name of its own."""
-    renamed = {}
+    """A tensor that holds something else, or in other units, gets a name of its own."""
+    renamed: dict[str, str] = {}
+    if not others:
+        return renamed
     for node, _ in described.facts.nodes():
         for value in node.outputs:
-            if (value.graph, value.name) in restored:
+            if (value.graph, value.name) in others:
                 old = value.name or ""
-                value.name = editor.unique(f"{old}_stored")
+                value.name = editor.unique(f"{old}_{how}")
                 renamed[value.name] = old
     return renamed
 

@@ -316,7 +316,9 @@ class Merge:
     ``taps`` in ``groups`` groups from now on, and ``channels`` of the source. ``through`` is the
     operator that stays between it and ``target``, if there is one: it takes away the axes of
     positions, of which there is one. With ``terms`` the sum of these takes the place of ``target``,
-    and the operands in ``left`` go from the sums that they are in.
+    and the operands in ``left`` go from the sums that they are in; ``total`` is the first sum that
+    all of the terms are in. The values in ``restated`` hold something else from then on, and need
+    other names.
 
     Of operators side by side, ``concat`` is what puts their outputs together. If it goes, it is one
     of ``operators``. Else the target is a new value, with a number beyond those of the graph, that
@@ -334,6 +336,8 @@ class Merge:
     through: int | None = None
     terms: tuple[Term, ...] = ()
     left: tuple[Left, ...] = ()
+    total: int | None = None
+    restated: tuple[ValueId, ...] = ()
     concat: int | None = None
     parts: tuple[ValueId, ...] = ()
     cuts: tuple[Cut, ...] = ()
@@ -347,7 +351,8 @@ class Merge:
     @property
     def root(self) -> int:
         """The operator that the merge ends in: it is not made where that one is refused."""
-        return self.operators[-1] if self.concat is None else self.concat
+        ends = self.concat if self.total is None else self.total
+        return self.operators[-1] if ends is None else ends
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ def export_onnx(name: str, path: str | Path, *, dynamo: bool = False, opset: int
     """Write the net ``name`` to ``path``, with a dynamic batch, input "input", output "output".
 
     Args:
-        name: A key of ``NETS``.
+        name: A key of ``NETS`` or ``BRANCHED``.
         path: Where to; the file holds the weights too.
         dynamo: Use the exporter built on ``torch.export`` rather than the tracing one.
         opset: Version of the standard operators; with ``dynamo`` at least 18.
@@ -33,7 +33,7 @@ def export_onnx(name: str, path: str | Path, *, dynamo: bool = False, opset: int
         ``path``.
 
     Raises:
-        KeyError: ``name`` is not in ``NETS``.
+        KeyError: ``name`` is in neither.
 
     "video" does not run when exported with ``dynamo``: that exporter gives a bias-free Conv3d a
     bias of shape ``(M, 2)`` (microsoft/onnxscript#2931).

@@ -1,4 +1,7 @@
-"""All nets by name; ``build(name)`` gives the same net and the same example every time."""
+"""All nets by name; ``build(name)`` gives the same net and the same example every time.
+
+``BRANCHED`` has those that are there for what is linear as a whole.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from types import MappingProxyType
 import torch
 from torch import Generator, Tensor, nn
 
-from models import frozen, images, sequences
+from models import branches, frozen, images, sequences
 from models.levit import levit
 from models.statistics import randomize
 
@@ -55,6 +58,18 @@ NETS: Mapping[str, Net] = MappingProxyType(
     }
 )
 
+BRANCHED: Mapping[str, Net] = MappingProxyType(
+    {
+        net.name: net
+        for net in (
+            Net("repvgg", branches.repvgg, _IMAGE),
+            Net("mobileone", branches.mobileone, _IMAGE),
+            Net("serial", branches.serial, _IMAGE),
+            Net("sums", branches.sums, _IMAGE),
+        )
+    }
+)
+
 
 def build(name: str) -> tuple[nn.Module, Tensor]:
     """The net ``name`` in eval mode and a float32 example input of its ``example_shape``.
@@ -62,9 +77,9 @@ def build(name: str) -> tuple[nn.Module, Tensor]:
     Weights and statistics are random but seeded; torch's global random state is not touched.
 
     Raises:
-        KeyError: ``name`` is not in ``NETS``.
+        KeyError: ``name`` is neither in ``NETS`` nor in ``BRANCHED``.
     """
-    net = NETS[name]
+    net = {**NETS, **BRANCHED}[name]
     # The constructors draw initial weights from the global state; they are replaced anyway.
     with torch.random.fork_rng(devices=[]):
         module = net.build()

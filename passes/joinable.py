@@ -100,7 +100,7 @@ class _Region:
             kind, self.region.operators, self._holder(found), self.region.source,
             self.region.target, found.ins, found.groups, found.taps,
             through=self.flattening[0] if self.flattening else None, terms=self.region.terms,
-            left=self.region.left,
+            left=self.region.left, total=self.region.total, restated=self.region.restated,
         )  # fmt: skip
         return Joint(merge, found)
 

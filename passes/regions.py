@@ -27,7 +27,8 @@ class Region:
     """``operators``, in the order of the graph, that make ``target`` of ``source`` alone.
 
     With ``terms`` it is their sum that takes the place of ``target``; ``left`` are the operands of
-    sums that then go.
+    sums that then go, ``total`` is the first sum that all of the terms are in, and ``restated``
+    are the values that then hold something else.
     """
 
     operators: tuple[int, ...]
@@ -35,6 +36,8 @@ class Region:
     target: ValueId
     terms: tuple[Term, ...] = ()
     left: tuple[Left, ...] = ()
+    total: int | None = None
+    restated: tuple[ValueId, ...] = ()
 
 
 def regions_of(draft: Draft, root: int, taken: Container[int]) -> Iterator[Region]:

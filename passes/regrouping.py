@@ -19,12 +19,19 @@ from bnfold.planning import Left, Term
 
 @dataclass(frozen=True, slots=True)
 class _Leaf:
-    """A value that a tree of sums adds up: with which sign, and as which operand of which sum."""
+    """A value that a tree of sums adds up: with which sign, and as which operand of which sum.
+
+    ``sums`` are those that it is in, the last of the graph first.
+    """
 
     value: ValueId
     sign: int
     place: Left
-    depth: int
+    sums: tuple[int, ...]
+
+    @property
+    def depth(self) -> int:
+        return len(self.sums) - 1
 
 
 def regrouped(draft: Draft, root: int, taken: Container[int]) -> Iterator[Region]:
@@ -50,17 +57,18 @@ def regrouped(draft: Draft, root: int, taken: Container[int]) -> Iterator[Region
 
 
 def _leaves(
-    draft: Draft, root: int, taken: Container[int], sign: int = 1, depth: int = 0
+    draft: Draft, root: int, taken: Container[int], sign: int = 1, above: tuple[int, ...] = ()
 ) -> Iterator[_Leaf]:
-    total = draft.operator(root)
+    total, sums = draft.operator(root), (*above, root)
     assert isinstance(total, Sum)
     for position, value in enumerate(draft.inputs(root)):
         signed = sign * total.signs[position]
         producer = draft.producer(value)
-        if depth < MOST and producer is not None and _is_inner(draft, value, producer, taken):
-            yield from _leaves(draft, producer, taken, signed, depth + 1)
+        deep = len(sums) > MOST
+        if not deep and producer is not None and _is_inner(draft, value, producer, taken):
+            yield from _leaves(draft, producer, taken, signed, sums)
         else:
-            yield _Leaf(value, signed, Left(root, position), depth)
+            yield _Leaf(value, signed, Left(root, position), sums)
 
 
 def _is_inner(draft: Draft, value: ValueId, producer: int, taken: Container[int]) -> bool:
@@ -96,7 +104,11 @@ def _region(
     if not left or not all(_can_lose(draft, place, left) for place in left):
         return None
     terms = tuple(Term(leaf.value, leaf.sign * last.sign) for leaf in inner)
-    return Region(tuple(sorted(operators)), source, last.value, terms, left)
+    every = [set(leaf.sums) for leaf in inner]
+    whole = every[0].intersection(*every)  # all of the terms are in these: they give what they did
+    partial = set[int]().union(*every) - whole
+    other = (last.value, *(draft.output(total) for total in sorted(partial)))
+    return Region(tuple(sorted(operators)), source, last.value, terms, left, min(whole), other)
 
 
 def _operands(draft: Draft, leaf: _Leaf) -> int:

@@ -94,9 +94,10 @@ class Work:
 def nets(folder: Path) -> Iterator[tuple[Path, str]]:
     """The nets of models/ with all BatchNorms in place, and the one that is trained."""
     from models.export import export_onnx
-    from models.registry import NETS
+    from models.registry import BRANCHED, NETS
 
-    yield from ((export_onnx(name, folder / f"{name}.onnx"), name) for name in NETS)
+    every = (*NETS, *BRANCHED)
+    yield from ((export_onnx(name, folder / f"{name}.onnx"), name) for name in every)
     yield ROOT / "models" / "digits_resnet.onnx", ""
 
 

@@ -1,7 +1,7 @@
 """Wrong folds: each defect is planted in a right fold, at a place drawn at random.
 
-Those of `sabotage_statistics` go into the unfolded model before it is folded; these here change
-the folded one.
+Those of `sabotage_statistics`, and most of `sabotage_joined`, go into the unfolded model before it
+is folded; these here change the folded one.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from tools.sabotage_graph import (
     label,
     pick,
 )
+from tools.sabotage_joined import FOLDED, UNFOLDED
 from tools.sabotage_statistics import STATISTICS, Step
 
 # Changes a draft at a place that it draws, and says where.
@@ -274,6 +275,8 @@ DEFECTS: tuple[Defect, ...] = (
     Defect("output-times-1.001", _output_scaled),
     Defect("add-reads-another", _another_read),
     *(Defect(name, _refolded(change), True) for name, change in STATISTICS.items()),
+    *(Defect(name, plant) for name, plant in FOLDED.items()),
+    *(Defect(name, plant, True) for name, plant in UNFOLDED.items()),
 )
 # Smaller than what the check promises to see.
 HARD_DEFECTS: tuple[Defect, ...] = (
