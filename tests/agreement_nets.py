@@ -520,7 +520,11 @@ JOINED: Mapping[str, Case] = {
     ),
     "concat": Case(
         lambda: seq(
-            Joined(lambda *p: torch.cat(p, 1), conv(3, 4), conv(3, 5)), bn(9), nn.ReLU(), conv(9, 4)
+            # Of one tensor they would be one convolution, in ONNX.
+            Joined(lambda *p: torch.cat(p, 1), conv(3, 4), seq(nn.Tanh(), conv(3, 5))),
+            bn(9),
+            nn.ReLU(),
+            conv(9, 4),
         ),
         dynamic=True,
     ),
