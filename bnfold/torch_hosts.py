@@ -9,16 +9,19 @@ merges. Steps of its own code have to vanish; what else is written there can't g
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from torch import nn
 
 from bnfold.planning import Kept, Merge, Plan, Reason
 from bnfold.torch_calls import Call
 from bnfold.torch_chain import Inside, Part, is_idle
 from bnfold.torch_describe import Described
-from bnfold.torch_facts import asks_for_rank
 from bnfold.torch_leaves import leaf_arguments
 from bnfold.torch_places import Places
+from bnfold.torch_reach import asks_for_sizes, stores
 from bnfold.torch_removals import may_go
 
 if TYPE_CHECKING:
@@ -114,15 +117,23 @@ class _Finder:
         return Line(merge.root, into, tuple(path for path in known if path != into))
 
     def _is_asked(self, merge: Merge) -> bool:
-        """Whether code asks for sizes of a tensor in between, which will be others."""
+        """Whether code may ask for sizes of a tensor in between, which will be others."""
         values, operators = self.described.values, self.described.graph.operators
         outputs = {operators[index].outputs[0] for index in merge.operators} - {merge.target}
-        inner = {values[value]: self.facts.shape(values[value]) for value in outputs}
-        ends = {self.facts.shape(values[value]) for value in (merge.source, merge.target)}
-        return any(
-            node in inner and not asks_for_rank(call) and ends != {inner[node]}
-            for call in self.facts.walk.calls if self.facts.is_aside(call) for node in call.nodes
-        )  # fmt: skip
+        shapes = {self.facts.shape(values[v]) for v in (merge.source, merge.target, *outputs)}
+        known = all(shape is not None and None not in shape for shape in shapes)
+        if known and len(shapes) == 1:
+            return False
+        return any(asks_for_sizes(module) for module in self._between(merge))
+
+    def _between(self, merge: Merge) -> Iterator[nn.Module]:
+        """The modules whose code hands on the tensors in between."""
+        places = [self.facts.place(call) for call in self.places.calls_of(merge)]
+        shared = set.intersection(*(set(place.paths[:-1]) for place in places))
+        path, _ = self.around(merge)
+        yield self.tree.module(path or self.facts.prefix)
+        for inner in {path for place in places for path in place.paths[:-1]} - shared:
+            yield self.tree.module(self.tree.first_path(inner))
 
     def _layer(self, index: int) -> str | None:
         """The path of the layer that does just operator ``index``, and may be another one."""
@@ -166,15 +177,16 @@ class _Finder:
         if any(merge.through is not None for merge in merges) or not inside.read(merges):
             return None
         parts = inside.parts()
-        if parts is None or self._is_watched(path, parts):
+        if parts is None or not self._may_vanish(path, parts):
             return None
         return Chain(path, parts, frozenset(inside.steps))
 
-    def _is_watched(self, path: str, parts: tuple[Part, ...]) -> bool:
-        """Whether somebody watches a module that would go."""
+    def _may_vanish(self, path: str, parts: tuple[Part, ...]) -> bool:
+        """Whether nobody watches a module that would go, and its code does this for any sizes."""
         modules = [self.tree.module(part.path) for part in parts if part.path]
         kept = {id(m) for module in modules if not is_idle(module) for m in module.modules()}
-        return any(
-            id(module) not in kept and self.tree.hooked(self.tree.paths(module)[0])
-            for module in self.tree.module(path).modules()
+        gone = [m for m in self.tree.module(path).modules() if id(m) not in kept]
+        return not any(
+            self.tree.hooked(self.tree.paths(module)[0]) or asks_for_sizes(module) or stores(module)
+            for module in gone
         )

@@ -9,6 +9,7 @@ known here counts for every module that has an attribute of this name.
 from __future__ import annotations
 
 import dis
+import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -70,6 +71,50 @@ def reach_of(module: nn.Module) -> Reach:
         frozenset(search.modules), frozenset(search.names), frozenset(search.taken),
         frozenset(search.asked),
     )  # fmt: skip
+
+
+def asks_for_sizes(module: nn.Module) -> bool:
+    """Whether the code of ``module``, or what that calls, may ask tensors for their sizes.
+
+    A graph that was captured on inputs of one size does not show that.
+    """
+    return any(not _SIZES.isdisjoint(code.co_names) for code in _called_by(module))
+
+
+def stores(module: nn.Module) -> bool:
+    """Whether the code of ``module``, or what that calls, leaves anything behind but statistics."""
+    steps = (step for code in _called_by(module) for step in dis.get_instructions(code))
+    return any(step.opname in _STORES and step.argval not in module._buffers for step in steps)
+
+
+_SIZES = frozenset({"shape", "size", "numel", "nelement", "nbytes"})
+_STORES = ("STORE_ATTR", "DELETE_ATTR", "STORE_GLOBAL")
+
+
+def _called_by(module: nn.Module) -> Iterator[CodeType]:
+    """The code of a forward, of the methods and functions that it names, and of what these name."""
+    left = [] if _is_torch(module) else [inspect.unwrap(type(module).forward)]
+    seen: set[int] = set()
+    while left:
+        function = left.pop()
+        own = isinstance(function, FunctionType) and not _is_of_torch_code(function)
+        if not own or id(function) in seen:
+            continue
+        seen.add(id(function))
+        for code in _codes(function.__code__):
+            yield code
+            left += [inspect.unwrap(found) for found in _named(type(module), function, code)]
+
+
+def _named(kind: type[nn.Module], function: FunctionType, code: CodeType) -> Iterator[Any]:
+    """Whatever functions the names in ``code`` may stand for."""
+    known = [function.__globals__.get(name) for name in code.co_names]
+    spaces = [vars(found) for found in known if isinstance(found, ModuleType)]
+    for name in code.co_names:
+        for space in (*map(vars, kind.__mro__), *spaces):
+            if isinstance(space.get(name), FunctionType):
+                yield space[name]
+    yield from (found for found in known if isinstance(found, FunctionType))
 
 
 @dataclass(slots=True)

@@ -17,6 +17,7 @@ from torch import fx, nn
 
 from bnfold.torch_calls import Call
 from bnfold.torch_facts import Place
+from bnfold.torch_reach import stores
 from bnfold.torch_reparam import own_tensors
 from bnfold.torch_steps import find_step
 from bnfold.torch_walk import parts
@@ -66,6 +67,8 @@ def may_go(tree: ModuleTree, path: str) -> bool:
         return False
     if tree.is_asked_for(module) or tree.is_taken_apart(module, *_attributes(module)):
         return False  # nn.Identity has none of these
+    if stores(module):
+        return False  # somebody may read that
     return tree.is_simple(path)
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
+from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
@@ -510,6 +511,67 @@ def test_who_asks_for_the_rank_between_asks_the_source(kind: str) -> None:
 def test_who_asks_for_sizes_between_gets_those_that_were_there(kind: str) -> None:
     layers = {"conv": nn.Conv2d(4, 5, 3), "point": nn.Conv2d(5, 3, 1)}
     merged(kind, lively(Net(made(_asked_for_sizes, **layers))), random(2, 4, 6, 6))
+
+
+def _times_size(self: Any, x: Tensor) -> Tensor:
+    near = self.first(x)
+    made: Tensor = self.second(near) * near.shape[-1]
+    return made
+
+
+def _times_size_of(self: Any, x: Tensor) -> Tensor:
+    near = self.first(x)
+    made: Tensor = self.second(near) * _last_size(near)
+    return made
+
+
+def _last_size(x: Tensor) -> int:
+    return x.shape[-1]
+
+
+@every
+@pytest.mark.parametrize("run", [_times_size, _times_size_of])
+def test_numbers_that_code_makes_of_sizes_between_stay(kind: str, run: Any) -> None:
+    layers = {"first": nn.Linear(4, 6), "second": nn.Linear(6, 4)}
+    merged(kind, lively(Net(made(run, **layers))), random(3, 4))
+
+
+def _padded_as_needed(self: Any, x: Tensor) -> Tensor:
+    more = (x.shape[-1] + 1) % 2
+    made: Tensor = self.conv(functional.pad(x, (more, more, more, more)))
+    return made
+
+
+def test_code_that_depends_on_sizes_stays() -> None:
+    model = lively(Net(made(_padded_as_needed, conv=nn.Conv2d(3, 4, 3))))
+    done = merged(MODULE, model, random(2, 3, 8, 8)).model
+    x = random(2, 3, 9, 9)
+    torch.testing.assert_close(done(x), model(x))
+
+
+class _Keeping(nn.Module):
+    """Keeps what it made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.point = pair().values()
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.conv(x) + self.point(x)
+        self.made = made
+        return made
+
+
+def _reads_what_is_kept(self: Any, x: Tensor) -> Tensor:
+    made: Tensor = self.block(x) + self.block.made.mean()
+    return made
+
+
+@in_trees
+def test_what_code_leaves_behind_is_there(kind: str) -> None:
+    model, x = lively(made(_reads_what_is_kept, block=_Keeping())), random(2, 4, 6, 6)
+    done = folded(kind, model, [x]).model  # nothing is kept yet
+    assert error(outputs(model, [x]), outputs(done, [x])) < EXACT
 
 
 # ---- the check ----
