@@ -291,6 +291,8 @@ def _pad(
     tensor = ir.Tensor(checked(index, value, dtype.numpy()).reshape(()), dtype=dtype)
 
     def edit() -> None:
+        if value[0] == site.value:
+            return  # zeros are zeros in any units without a shift
         if described.facts.opset(site.graph) < 11:
             site.node.attributes["value"] = ir.AttrFloat32("value", float(value[0]))
         else:

@@ -22,7 +22,7 @@ from bnfold.channel_graph import (
 from bnfold.found import FoundLinear, FoundStep
 from bnfold.onnx_constants import bodies
 from bnfold.onnx_evaluate import UncomputableError
-from bnfold.onnx_facts import Facts
+from bnfold.onnx_facts import Facts, in_order
 from bnfold.onnx_leftover import alternatives
 from bnfold.onnx_linear import LinearSite, as_operator, find_linear
 from bnfold.onnx_shapes import Inferred
@@ -106,7 +106,7 @@ class _Walk:
         self.readers = _storage_readers(facts)
 
     def run(self) -> Described:
-        for node, graph in self.facts.nodes():
+        for node, graph in in_order(self.facts.nodes()):
             if node not in self.absorbed_adds:
                 self._node(node, graph)
         self._anchor()

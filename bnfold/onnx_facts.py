@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 
 import numpy as np
@@ -18,10 +18,14 @@ __all__ = [
     "FLOAT_TYPES",
     "Facts",
     "float_attribute",
+    "in_order",
     "input_at",
     "int_attribute",
     "ints_attribute",
 ]
+
+Placed = tuple[ir.Node, ir.Graph]
+"""A node, and the graph that it stands in."""
 
 
 class Facts:
@@ -40,7 +44,7 @@ class Facts:
         self.constants = Constants(model, inferred, trust_initializers=trust_initializers)
         self._named = Counter(node.name for graph in self.constants.graphs for node in graph)
 
-    def nodes(self) -> Iterator[tuple[ir.Node, ir.Graph]]:
+    def nodes(self) -> Iterator[Placed]:
         """Every node of the model, its subgraphs and functions, with the graph it stands in."""
         for graph in self.constants.graphs:
             for node in graph:
@@ -124,6 +128,26 @@ class Facts:
         if value is None or not self.constants.is_constant(value):
             return False
         return self.constants.is_float(value)
+
+
+def in_order(nodes: Iterable[Placed]) -> list[Placed]:
+    """Every node behind those that make what it reads; nodes in such an order keep it."""
+    given = list(nodes)
+    makers = {value: placed for placed in given for value in placed[0].outputs}
+    found: dict[ir.Node, Placed] = {}
+    begun: set[ir.Node] = set()
+    for first in given:
+        waiting = [first]
+        while waiting:
+            node, _ = waiting[-1]
+            begun.add(node)
+            before = (makers[value] for value in node.inputs if value in makers)
+            missing = next((placed for placed in before if placed[0] not in begun), None)
+            if missing is None:
+                found.setdefault(node, waiting.pop())
+            else:
+                waiting.append(missing)
+    return list(found.values())
 
 
 # The axis of the weight that counts output channels, where they lie on axis 1 of the output.

@@ -17,6 +17,7 @@ from bnfold.onnx_beside import cut
 from bnfold.onnx_describe import Described
 from bnfold.onnx_edit import Editor
 from bnfold.onnx_evaluate import UncomputableError
+from bnfold.onnx_facts import input_at
 from bnfold.onnx_fold import given_bias
 from bnfold.onnx_linear import LinearSite, bias_value
 from bnfold.planning import Absorption, Merge, Reason
@@ -142,7 +143,8 @@ def _leave_out(described: Described, editor: Editor, merge: Merge) -> None:
 
 def _flatten(editor: Editor, node: ir.Node, made: ir.Value, target: ir.Value) -> None:
     """Let ``node`` take the positions away of ``made``, which has other channels than it had."""
-    if node.op_type == "Reshape":  # to sizes that are not those of the new channels
+    # To sizes that are not those of the new channels, or of all axes of one position.
+    if node.op_type == "Reshape" or (node.op_type == "Squeeze" and not _has_axes(node)):
         node.op_type = "Flatten"
         node.attributes.clear()
         editor.keep_inputs(node, 1)
@@ -150,6 +152,10 @@ def _flatten(editor: Editor, node: ir.Node, made: ir.Value, target: ir.Value) ->
     made.name = editor.unique(f"{target.name}_unflattened")
     made.shape = None
     editor.take_place(node.outputs[0], target)
+
+
+def _has_axes(squeeze: ir.Node) -> bool:
+    return "axes" in squeeze.attributes or input_at(squeeze, 1) is not None
 
 
 def _read_taps(node: ir.Node, merge: Merge) -> None:

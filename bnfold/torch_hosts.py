@@ -108,7 +108,7 @@ class _Finder:
         known = [path for path in paths if path is not None]
         if len(known) < len(paths) or len(set(known)) < len(known):
             return None
-        if merge.through is not None and not self._flattens(merge.through):
+        if merge.through is not None and not self._flattens(merge.through, merge):
             return None
         if self._is_asked(merge):
             return None
@@ -152,10 +152,12 @@ class _Finder:
         once = len(self.sites.get(path, ())) == 1
         return once and self.tree.has(path) and may_go(self.tree, path)
 
-    def _flattens(self, index: int) -> bool:
-        """Whether an operator that stays takes any number of channels."""
+    def _flattens(self, index: int, merge: Merge) -> bool:
+        """Whether an operator that stays takes as many channels as ``merge`` makes."""
         call = self.facts.call_of(self.places.made_by(index))
-        return call is not None and call.op in ("flatten", "squeeze")
+        if call is not None and call.op == "squeeze":
+            return self.places.outs(merge) != 1
+        return call is not None and call.op == "flatten"
 
     # ---- modules that are a chain ----
 

@@ -129,7 +129,7 @@ class Merging:
             if site.add is None and site.bias_argument == "" and self._adds(tensors, site):
                 last = next(iter(node.users))  # the add that was made for its bias
             if through is not None:
-                _flatten(through, target)
+                _flatten(through, target, self._places.outs(merge))
                 last = through
             if last is not target:
                 self._instead[target] = last
@@ -228,12 +228,12 @@ class Merging:
         return node
 
 
-def _flatten(node: fx.Node, target: fx.Node) -> None:
+def _flatten(node: fx.Node, target: fx.Node, channels: int) -> None:
     """Let ``node`` make ``target`` of other channels than before."""
     if node.target in SHAPED:
         sizes = node.args[1]
         assert isinstance(sizes, list | tuple)
-        node.update_arg(1, [sizes[0], -1])
+        node.update_arg(1, [sizes[0], channels])
     _say_alike(node, target)
 
 

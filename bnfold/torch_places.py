@@ -120,7 +120,8 @@ class Places:
         if site.views and channels != self.outs(merge):
             detail = "its output is given another shape, with so many channels"
             raise FoldRefusedError(merge.into, Reason.GEOMETRY, detail)
-        if merge.through is not None and not can_flatten(self.made_by(merge.through)):
+        through = None if merge.through is None else self.made_by(merge.through)
+        if through is not None and not can_flatten(through, self.outs(merge)):
             detail = "its output is given a shape with so many channels"
             raise FoldRefusedError(merge.into, Reason.GEOMETRY, detail)
 
@@ -143,10 +144,12 @@ class Places:
 SHAPED = frozenset({torch.ops.aten.view.default, torch.ops.aten.reshape.default})
 
 
-def can_flatten(node: fx.Node) -> bool:
-    """Whether a flattening takes other channels, or can be made to."""
+def can_flatten(node: fx.Node, channels: int) -> bool:
+    """Whether a flattening takes so many channels, or can be made to."""
     if node.op == "call_module":
         owner = node.graph.owning_module
         return owner is not None and isinstance(owner.get_submodule(str(node.target)), nn.Flatten)
     name = getattr(node.target, "__name__", str(node.target)).split(".")[0]
-    return name in ("flatten", "squeeze") or node.target in SHAPED
+    if name == "squeeze":
+        return channels != 1  # it would take away that axis too
+    return name == "flatten" or node.target in SHAPED

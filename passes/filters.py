@@ -9,7 +9,7 @@ or where what it pads is what the first would give there: no shift, and only zer
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import gcd, prod
 
@@ -91,13 +91,13 @@ def beside(filters: Sequence[Filter]) -> Filter | None:
 
 def after_one_another(first: Taps, second: Taps) -> Taps:
     """What ``second`` reads of the source that ``first`` reads."""
-    reads = {
-        first.stride * (second.first + k * second.step) + first.first + n * first.step
-        for k in range(second.count)
-        for n in range(first.count)
-    }
+    start, end = (
+        first.stride * outer + inner
+        for outer, inner in ((second.first, first.first), (second.last, first.last))
+    )
+    steps = (first.stride * _between(second), _between(first))
     slack = first.slack + first.stride * (1 + second.slack)
-    return _spanning(reads, first.stride * second.stride, slack)
+    return _spanning(start, end, steps, first.stride * second.stride, slack)
 
 
 def union(several: tuple[Taps, ...]) -> Taps | None:
@@ -105,13 +105,18 @@ def union(several: tuple[Taps, ...]) -> Taps | None:
     one = several[0]
     if any((taps.stride, taps.slack) != (one.stride, one.slack) for taps in several):
         return None
-    reads = {taps.first + k * taps.step for taps in several for k in range(taps.count)}
-    return _spanning(reads, one.stride, one.slack)
+    start = min(taps.first for taps in several)
+    steps = (distance for t in several for distance in (t.first - start, _between(t)))
+    return _spanning(start, max(t.last for t in several), steps, one.stride, one.slack)
 
 
-def _spanning(reads: set[int], stride: int, slack: int) -> Taps:
-    first, last = min(reads), max(reads)
-    step = gcd(*(position - first for position in reads)) or 1
+def _between(taps: Taps) -> int:
+    """How far apart the positions are; 0 for a single one."""
+    return taps.step if taps.count > 1 else 0
+
+
+def _spanning(first: int, last: int, steps: Iterable[int], stride: int, slack: int) -> Taps:
+    step = gcd(*steps) or 1
     return Taps((last - first) // step + 1, first, step, stride, slack)
 
 

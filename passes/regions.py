@@ -14,7 +14,7 @@ from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
-from bnfold.channel_graph import Affine, Bias, Linear, Operator, Sum, Tie, ValueId
+from bnfold.channel_graph import Affine, Bias, Linear, Operator, ShiftRule, Sign, Sum, Tie, ValueId
 from bnfold.passes.draft import Draft
 from bnfold.passes.number_types import NUMBER_TYPES
 from bnfold.planning import Left, Term
@@ -117,6 +117,8 @@ def is_flattening(draft: Draft, operator: Operator) -> bool:
     """Whether it makes (N, C) of (N, C, 1, 1), channel by channel."""
     if not isinstance(operator, Tie) or len(operator.inputs) != 1 or len(operator.routes) != 1:
         return False
+    if operator.sign is not Sign.ANY or operator.shift is not ShiftRule.EQUAL:
+        return False  # a norm of one element is its size
     before, after = (draft.values[v].shape for v in (operator.inputs[0], operator.outputs[0]))
     if before is None or after is None or len(before) < 3 or len(after) != 2:
         return False

@@ -116,9 +116,10 @@ def _operands(draft: Draft, leaf: _Leaf) -> int:
 
 
 def _can_lose(draft: Draft, place: Left, left: tuple[Left, ...]) -> bool:
-    """Whether what stays of a sum is a sum, or one operand as it is."""
+    """Whether what stays of a sum is a sum, or one operand in its place that nobody waits for."""
     total = draft.operator(place.total)
     assert isinstance(total, Sum)
     gone = {other.position for other in left if other.total == place.total}
     stay = [sign for position, sign in enumerate(total.signs) if position not in gone]
-    return stay == [1] or (len(stay) > 1 and len(total.signs) > 2)
+    alone = stay == [1] and draft.output(place.total) not in draft.anchors
+    return alone or (len(stay) > 1 and len(total.signs) > 2)

@@ -47,18 +47,18 @@ def join_beside(joined: Joined, refused: Mapping[int, Kept], *, copies: bool = F
                if isinstance(op, Tie) and op.joins is not None]  # fmt: skip
     said = tuple(refused[index] for index in concats if index in refused)
     joined = replace(joined, apart=(*joined.apart, *said))
+    draft = Draft(joined.graph, refused)
     for index in concats:
-        while index not in refused and (group := _group(joined, index, refused, copies)):
+        while index not in refused and (group := _group(joined, draft, index, copies)):
             joined = _Stack(joined, index, group).merged()
+            draft = Draft(joined.graph, refused)
     return joined
 
 
-def _group(
-    joined: Joined, index: int, refused: Mapping[int, Kept], copies: bool
-) -> Sequence[Branch]:
+def _group(joined: Joined, draft: Draft, index: int, copies: bool) -> Sequence[Branch]:
     """Some inputs of the Concat ``index`` that one operator can make, if there are any."""
     cut = {m.into for m in joined.merges if m.cuts or m.parts or m.terms or m.through is not None}
-    found = branches_of(Draft(joined.graph, refused), index)
+    found = branches_of(draft, index)
     found = [b for b in found if b.linear not in cut and (copies or not b.shared)]
     for at, first in enumerate(found):
         group = [first]

@@ -324,6 +324,31 @@ def test_what_takes_axes_away_is_no_term_of_a_sum() -> None:
     assert not report.joints
 
 
+@pytest.mark.parametrize("norm", ["ReduceL1", "ReduceL2"])
+def test_a_norm_that_takes_axes_away_is_not_linear(norm: str) -> None:
+    body = f"r = Relu(x) a = Conv(r, u) b = {norm}<axes=[2,3], keepdims=0>(a) y = Gemm(b, w)"
+    proto = model(body, {"u": (4, 4, 1, 1), "w": (4, 3)}, x="N,4,1,1", y="N,3")
+    after, report = nets.folded(proto, EXACT)
+    assert nets.operators(after)["Gemm"] == 1
+    assert not report.joints
+
+
+@pytest.mark.parametrize("flattened", ["Squeeze(a)", "Reshape(a, n)"])
+def test_one_channel_behind_a_flattening_is_still_an_axis(flattened: str) -> None:
+    body = f"n = Constant<value_ints=[2,4]>() a = Conv(x, u) b = {flattened} y = Gemm(b, w)"
+    proto = model(body, {"u": (4, 4, 1, 1), "w": (4, 1)}, x="2,4,1,1", y="2,1")
+    after, report = nets.folded(proto, EXACT)
+    assert "Gemm" not in nets.operators(after)
+    assert len(report.joints) == 1
+
+
+def test_a_sum_that_is_an_output_is_not_left_with_one_operand() -> None:
+    text = """g (double[N,4,6,6] x, double[N,4,6,6] k) => (double[N,4,6,6] y) {
+        a = Conv(x, w) s = Add(k, a) y = Sum(s, x, x) }"""
+    after, _ = nets.folded(nets.model(text, constants({"w": (4, 4, 1, 1)}, np.float64)), EXACT)
+    assert [value.name for value in after.graph.output] == ["y"]
+
+
 @pytest.mark.parametrize(
     ("body", "shapes", "x", "y"),
     [
@@ -478,6 +503,21 @@ def test_what_leaves_the_range_of_its_type_stays_apart() -> None:
     assert nets.operators(after.model) == {"Conv": 3, "Add": 1, "Relu": 2}
     ((name, code),) = [(kept.name, kept.code) for kept in after.report.apart]
     assert (name, code) == ("first", "BNF013")
+
+
+@pytest.mark.parametrize("body", [
+    "a = Conv(x, w) y = Conv(a, u)",
+    "a = Conv(x, w) b = Conv(x, u) y = Concat<axis=1>(a, b)",
+])  # fmt: skip
+def test_nodes_in_memory_may_stand_in_any_order(body: str) -> None:
+    shapes = {"w": (4, 4, 1, 1), "u": (4, 4, 1, 1)}
+    made = "N,8,6,6" if "Concat" in body else "N,4,6,6"
+    proto = model(body, shapes, y=made)
+    turned = onnx.ModelProto()
+    turned.CopyFrom(proto)
+    turned.graph.ClearField("node")
+    turned.graph.node.extend(reversed(proto.graph.node))
+    assert nets.same(bnfold.fold(turned).model, bnfold.fold(proto).model)
 
 
 def test_a_second_fold_finds_nothing_more() -> None:

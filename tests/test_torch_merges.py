@@ -141,6 +141,22 @@ def test_a_flattening_between_stays(kind: str) -> None:
     assert result.report.joints or kind in (TRACED, BARE)  # sizes are not known there
 
 
+@pytest.mark.parametrize("flattened", [
+    lambda x: x.squeeze(), lambda x: x.squeeze((1, 2, 3)), lambda x: x.view(-1, 4),
+    lambda x: x.reshape(2, 4),
+])  # fmt: skip
+@pytest.mark.parametrize("kind", [MODULE, GRAPH, PROGRAM])
+def test_one_channel_behind_a_flattening_is_still_an_axis(
+    kind: str, flattened: Callable[[Tensor], Tensor]
+) -> None:
+    def run(self: Any, x: Tensor) -> Tensor:
+        made: Tensor = self.head(flattened(self.conv(x)))
+        return made
+
+    model = lively(made(run, conv=nn.Conv2d(3, 4, 1), head=nn.Linear(4, 1)))
+    merged(kind, model, random(2, 3, 1, 1))
+
+
 # ---- tensors stay what they were ----
 
 
