@@ -281,7 +281,7 @@ def _codes(text: str) -> frozenset[str]:
 
 
 def _fail_if_kept(report: Report, codes: frozenset[str]) -> None:
-    kept = [step.code for step in report.kept if step.code in codes]
+    kept = [step.code for step in (*report.kept, *report.apart) if step.code in codes]
     if kept:
         names = ", ".join(sorted(set(kept)))
         raise BnfoldError(f"{len(kept)} of the steps that stay do so for {names} (--fail-on-kept)")

@@ -156,6 +156,7 @@ class Editor:
     def drop(self, nodes: Iterable[ir.Node]) -> None:
         """Take out ``nodes``, of which nobody reads anything but others of them: the last first."""
         for node in nodes:
+            self.sweep()  # what made a constant that is gone may have asked for their types
             self._remove(node)
 
     # ---- cleaning ----

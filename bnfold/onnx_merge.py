@@ -60,6 +60,8 @@ def merge_edit(
             site.node, site.weight_input, ir.Tensor(tensors.weight), site.graph, name
         )
         made = site.add or site.node
+        if site.add is not None:  # what it reads has other channels now, too
+            site.node.outputs[0].shape = None if flattened is not None else target.shape
         if flattened is not None:
             _flatten(editor, flattened, site.output, target)
         elif site.output is not target:

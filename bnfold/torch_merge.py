@@ -129,6 +129,7 @@ class Merging:
             if site.add is None and site.bias_argument == "" and self._adds(tensors, site):
                 last = next(iter(node.users))  # the add that was made for its bias
             if through is not None:
+                through.replace_input_with(through.all_input_nodes[0], last)
                 _flatten(through, target, self._places.outs(merge))
                 last = through
             if last is not target:

@@ -40,6 +40,7 @@ from bnfold.verify import rejudge as rejudging
 from bnfold.verify.diagnosis import Diagnosis, Problem, Tried
 from bnfold.verify.judge import Verdict
 from bnfold.verify.result import CheckResult, TierResult
+from tests import nets
 
 GROUP_HELP = """\
 Usage: bnfold [OPTIONS] COMMAND [ARGS]...
@@ -891,6 +892,16 @@ def test_explain_names_each_step_and_changes_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [net]
     assert run("explain", net, "--fail-on-kept", "zero-padding").exit_code == 1
     assert run("explain", net, "--fail-on-kept", "shared-weight").exit_code == 0
+
+
+def test_fail_on_kept_sees_operators_that_stay_apart(tmp_path: Path) -> None:
+    text = """g (float[1,4,6,6] x) => (float[1,4,6,6] y)
+              { a = Conv<group=4, pads=[1,1,1,1]>(x, u) b = Conv(x, w) y = Add(a, b) }"""
+    weights = {"u": np.ones((4, 1, 3, 3), np.float32), "w": np.ones((4, 4, 1, 1), np.float32)}
+    net = tmp_path / "net.onnx"
+    onnx.save(nets.model(text, weights), net)
+    assert run("explain", net, "--fail-on-kept", "grows").exit_code == 1
+    assert run("explain", net, "--fail-on-kept", "border").exit_code == 0
 
 
 def test_another_model_is_a_mismatch_and_the_same_is_inconclusive(tmp_path: Path) -> None:

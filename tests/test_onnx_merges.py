@@ -164,6 +164,11 @@ def test_a_region_is_one_operator_and_says_the_same(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+def test_shapes_that_are_stated_stay_true(name: str) -> None:
+    nets.folded(onnx.shape_inference.infer_shapes(family(name)), EXACT)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_the_runtime_takes_it_in_silence(name: str) -> None:
     assert nets.runtime_says(bnfold.fold(family(name, "float")).model) == ""
 
@@ -268,6 +273,15 @@ def test_weights_in_constant_nodes_behind_identities() -> None:
                   {"u0": (4, 4, 1, 1)})  # fmt: skip
     after, _ = nets.folded(proto, EXACT)
     assert nets.operators(after) == {"Conv": 1}
+
+
+def test_constants_of_the_type_of_a_tensor_between() -> None:
+    """torch.onnx.export makes the bias of a Conv without one so, if it does not optimise."""
+    body = """a = Conv(x, u) n = Shape(q) z = Constant<value_float=0.0>() c = CastLike(z, a)
+              e = Expand(c, n) y = Conv(a, w, e)"""
+    shapes = {"u": (4, 4, 1, 1), "w": (4, 4, 3, 3), "q": (4,)}
+    after, _ = nets.folded(model(body, shapes, y="N,4,4,4"), EXACT)
+    assert nets.operators(after) == CONV
 
 
 def test_constants_that_others_read_stay_as_they_are() -> None:

@@ -157,6 +157,17 @@ def test_one_channel_behind_a_flattening_is_still_an_axis(
     merged(kind, model, random(2, 3, 1, 1))
 
 
+@every
+def test_a_step_before_the_flattening_goes(kind: str) -> None:
+    def run(self: Any, x: Tensor) -> Tensor:
+        made: Tensor = self.head(torch.flatten(self.norm(self.conv(x)), 1))
+        return made
+
+    layers = {"conv": nn.Conv2d(3, 6, 1), "norm": nn.BatchNorm2d(6), "head": nn.Linear(6, 4)}
+    result = merged(kind, lively(made(run, **layers)), random(2, 3, 1, 1))
+    assert not result.report.kept
+
+
 # ---- tensors stay what they were ----
 
 
