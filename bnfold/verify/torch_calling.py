@@ -131,9 +131,7 @@ def _leaf_name(names: Sequence[str], path: Sequence[Any]) -> str:
 
 
 def _call_of_program(program: ExportedProgram) -> Call:
-    found = program.graph.find_nodes(op="placeholder")
-    # In a copy, an input that is called like a builtin ("input") keeps its name as target alone.
-    nodes = {str(node.target): node for node in found} | {node.name: node for node in found}
+    nodes = {node.name: node for node in program.graph.find_nodes(op="placeholder")}
     given = [s.arg for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT]
     leaves = [
         arg.value if isinstance(arg, ConstantArgument) else nodes[arg.name].meta["val"]

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 
 from bnfold.errors import UsageError
+from bnfold.torch_guard import quiet
 from bnfold.verify.subject import Subject
 from bnfold.verify.torch_copies import words
 from bnfold.verify.torch_subject import TorchSubject, torch_subject
@@ -32,7 +34,7 @@ def mutable(candidate: Subject) -> tuple[str, Callable[[float], Subject]] | None
 
     def mutated(factor: float) -> Subject:
         try:
-            model: Any = copy.deepcopy(candidate.model)
+            model = _copied(candidate.model)
         except Exception as error:  # whatever its tensors and attributes raise
             met = f"a copy can't be made: {words(error)}"
             raise UsageError(met, file=candidate.name) from error
@@ -42,3 +44,17 @@ def mutable(candidate: Subject) -> tuple[str, Callable[[float], Subject]] | None
                              example_kwargs=candidate.example_kwargs)  # fmt: skip
 
     return name, mutated
+
+
+def _copied(model: Any) -> Any:
+    """A copy, in which the inputs of a program are called what its signature calls them.
+
+    deepcopy renames those that are called like a builtin, such as ``input``.
+    """
+    with quiet():  # torch warns of what its own classes are made with
+        made = copy.deepcopy(model)
+    if isinstance(model, ExportedProgram):
+        sides = (program.graph.find_nodes(op="placeholder") for program in (model, made))
+        for before, after in zip(*sides, strict=True):
+            after.name = before.name
+    return made
