@@ -330,7 +330,8 @@ class ChannelGraph:
 
     ``symmetric`` says that convolutions can only pad as many zeros before an axis as behind it,
     ``stackable`` that operators whose outputs are concatenated can be written as one, and
-    ``regroupable`` that operands can be left out of sums.
+    ``regroupable`` that operands can be left out of sums. ``asked`` are values that somebody reads
+    who is none of the operators: who asks for their sizes at run time.
     """
 
     values: tuple[Value, ...]
@@ -339,3 +340,4 @@ class ChannelGraph:
     symmetric: bool = False
     stackable: bool = False
     regroupable: bool = False
+    asked: frozenset[ValueId] = frozenset()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import numpy as np
 from numpy.typing import DTypeLike
 
 from bnfold.affine import Layout, cast_once
@@ -16,7 +17,7 @@ from bnfold.folding import checked, refuse_out_of_range
 from bnfold.kernels import Kernel, added, stacked
 from bnfold.layout import F64, Array
 from bnfold.passes.filters import after_one_another, union
-from bnfold.planning import Absorption, Merge
+from bnfold.planning import Absorption, Joining, Merge
 from bnfold.range_guard import RangeGuard
 
 Read = Callable[[int], Kernel]
@@ -51,7 +52,10 @@ def merged_tensors(
     kernel = merged_kernel(graph, merge, read)
     whole = kernel if taken.input is None else kernel.of_mapped(taken.input)
     whole = whole if taken.output is None else whole.mapped(taken.output)
-    weight = _fitting(merge.into, kernel.stored(layout), whole.stored(layout), layout, dtype, taken)
+    before = kernel.stored(layout)
+    if merge.kind is Joining.SERIAL:  # what was stored were the factors, each of its own size
+        before = (before != 0).astype(np.float64)
+    weight = _fitting(merge.into, before, whole.stored(layout), layout, dtype, taken)
     return MergedTensors(weight, checked(merge.into, whole.bias, bias_dtype, "the bias "))
 
 

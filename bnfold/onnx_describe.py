@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -101,6 +101,7 @@ class _Walk:
         self.anchors: dict[int, Anchor] = {}
         self.operators: list[Operator] = []
         self.sites: list[Site] = []
+        self.stated: set[ir.Node] = set()
         self.absorbed_adds: set[ir.Node] = set()
         self.sizes: set[ir.Value] = set()
         self.readers = _storage_readers(facts)
@@ -109,9 +110,14 @@ class _Walk:
         for node, graph in in_order(self.facts.nodes()):
             if node not in self.absorbed_adds:
                 self._node(node, graph)
+            else:
+                self.stated.add(node)
         self._anchor()
         values, operators = tuple(self.values), tuple(self.operators)
-        stated = ChannelGraph(values, operators, self.anchors, stackable=True, regroupable=True)
+        stated = ChannelGraph(
+            values, operators, self.anchors, stackable=True, regroupable=True,
+            asked=frozenset(self._asked()),
+        )  # fmt: skip
         return Described(stated, tuple(self.sites), tuple(self.numbers), self.facts)
 
     def _number(self, value: ir.Value) -> int:
@@ -130,10 +136,13 @@ class _Walk:
         if self._is_size(node):
             self.sizes.update(node.outputs)
             return
+        before = len(self.operators)
         try:
             self._recognise(node, graph)
         except UncomputableError:  # a constant whose shape nothing states, and that can't be had
             self._other(node, graph)
+        if len(self.operators) > before:
+            self.stated.add(node)
 
     def _activations(self, node: ir.Node) -> list[ir.Value]:
         """What ``node`` reads that is not constant."""
@@ -229,6 +238,27 @@ class _Walk:
             for value in graph.outputs:
                 captured = value.graph is not graph
                 self._pin(value, Anchor.CAPTURED if captured else Anchor.OUTPUT)
+
+    def _asked(self) -> Iterator[int]:
+        """Values that are read by nodes which are no operators: by Shape, Size and their kin.
+
+        What asks for a type alone, on behalf of a constant that operators hold, goes with these.
+        """
+        for value, number in self.numbers.items():
+            nodes = (use.node for use in value.uses())
+            if any(node not in self.stated and not self._is_held(node) for node in nodes):
+                yield number
+
+    def _is_held(self, node: ir.Node) -> bool:
+        """Whether ``node`` asks for a type, of which only operators read what comes of it."""
+        left = [node] if node.op_type == "CastLike" else []
+        is_constant = self.facts.constants.is_constant
+        for each in left:
+            if each not in self.stated and not all(is_constant(v) for v in each.outputs):
+                return False
+            if each not in self.stated:
+                left += [use.node for output in each.outputs for use in output.uses()]
+        return bool(left)
 
     def _pin(self, value: ir.Value, anchor: Anchor) -> None:
         if value in self.numbers:

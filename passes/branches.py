@@ -49,7 +49,7 @@ def _branch(draft: Draft, position: int, value: ValueId, axis: int) -> Branch | 
     read = value
     while True:
         producer = draft.producer(read)
-        if producer is None or read in draft.anchors or not is_linear(draft, producer):
+        if producer is None or draft.is_seen(read) or not is_linear(draft, producer):
             return None
         if read != value and len(draft.readers(read)) > 1:
             return None

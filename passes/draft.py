@@ -38,6 +38,7 @@ class Draft:
         self.values = graph.values
         self.refused = refused
         self.anchors: dict[ValueId, Anchor] = dict(graph.anchors)
+        self.asked = graph.asked
         self.folds: dict[int, Fold] = {}
         self.absorptions: dict[int, Absorption] = {}
         self.restored: dict[ValueId, Units] = {}
@@ -127,6 +128,10 @@ class Draft:
     def holds(self, value: ValueId) -> ValueId:
         """The value of the graph as it was given that ``value`` stands for now."""
         return self._holds.get(value, value)
+
+    def is_seen(self, value: ValueId) -> bool:
+        """Whether others than the operators know ``value``, or ask for its sizes."""
+        return value in self.anchors or value in self.asked
 
     def is_free_tie(self, index: int) -> bool:
         """Whether units pass operator ``index`` unchanged."""

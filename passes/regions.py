@@ -19,7 +19,7 @@ from bnfold.passes.draft import Draft
 from bnfold.passes.number_types import NUMBER_TYPES
 from bnfold.planning import Left, Term
 
-MOST = 128  # operators in one region; the largest block known has a fifth of that
+MOST = 64  # operators in one region; the largest block known has a third of that
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ def regions_of(draft: Draft, root: int, taken: Container[int]) -> Iterator[Regio
 def _is_inner(draft: Draft, value: ValueId, count: int, taken: Container[int]) -> bool:
     """Whether a value that was read ``count`` times so far can be inside of a region."""
     producer = draft.producer(value)
-    if producer is None or producer in taken or value in draft.anchors:
+    if producer is None or producer in taken or draft.is_seen(value):
         return False
     return len(draft.readers(value)) == count and is_linear(draft, producer)
 

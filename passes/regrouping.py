@@ -72,7 +72,7 @@ def _leaves(
 
 
 def _is_inner(draft: Draft, value: ValueId, producer: int, taken: Container[int]) -> bool:
-    alone = value not in draft.anchors and len(draft.readers(value)) == 1
+    alone = not draft.is_seen(value) and len(draft.readers(value)) == 1
     total = isinstance(draft.operator(producer), Sum) and producer not in taken
     return alone and total and is_linear(draft, producer)
 
@@ -83,7 +83,7 @@ def _chains(
     """What ``value`` is linear over, nearest first, and the operators between."""
     yield value, frozenset()
     producer = draft.producer(value)
-    alone = value not in draft.anchors and len(draft.readers(value)) == 1
+    alone = not draft.is_seen(value) and len(draft.readers(value)) == 1
     if producer is None or producer in taken or not alone or not is_linear(draft, producer):
         return
     if len(draft.inputs(producer)) == 1:

@@ -284,6 +284,22 @@ def test_constants_of_the_type_of_a_tensor_between() -> None:
     assert nets.operators(after) == CONV
 
 
+@pytest.mark.parametrize(
+    "first",
+    ["Conv<pads=[1,1,1,1]>(x, w3) y = Conv(a, w1)", "Conv(x, w1) y = Conv<pads=[1,1,1,1]>(a, w3)"],
+)
+@pytest.mark.parametrize("asked", ["Size", "Shape"])
+def test_sizes_that_are_asked_for_keep_the_tensor_between(first: str, asked: str) -> None:
+    body = (
+        f"a = {first} n = {asked}(a) c = Cast<to=11>(n) d = ReduceSum<keepdims=0>(c) z = Add(y, d)"
+    )
+    shapes = {"w3": (4, 4, 3, 3), "w1": (4, 4, 1, 1)}
+    proto = model(body.replace("z = Add", "y_out = Add"), shapes, y="N,4,6,6")
+    proto.graph.output[0].name = "y_out"
+    after, _ = nets.folded(proto, EXACT)
+    assert nets.operators(after)["Conv"] == 2
+
+
 def test_constants_that_others_read_stay_as_they_are() -> None:
     """One bias and one BatchNorm for two blocks, one of which is none."""
     body = """a = Conv(x, u, q) s = Add(a, x) r = Relu(s) b = Conv(r, w, q) c = Add(b, r)
@@ -505,6 +521,17 @@ def test_a_joint_that_is_wrong_is_taken_back_and_the_other_stays(
     assert result.check.verdict is Verdict.PASS
     assert nets.operators(onnx.load(target)) == {"Conv": 3, "Add": 1, "Relu": 2}
     assert [(k.name, k.code) for k in result.report.apart] == [("first", "BNF026")]
+
+
+def test_a_product_that_is_too_small_for_its_type_stays_two_factors() -> None:
+    serial = model("a = Conv(x, w1) y = Conv(a, w2)", {"w1": (4, 4, 1, 1), "w2": (4, 4, 1, 1)},
+                   "float16")  # fmt: skip
+    for tensor in serial.graph.initializer:
+        small = np.full((4, 4, 1, 1), 3e-4, np.float16)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(small, tensor.name))
+    result = bnfold.fold(serial)
+    assert [node.op_type for node in result.model.graph.node] == ["Conv", "Conv"]
+    assert [step.code for step in result.report.apart] == ["BNF013"]
 
 
 def test_what_leaves_the_range_of_its_type_stays_apart() -> None:
