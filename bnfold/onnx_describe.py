@@ -23,6 +23,7 @@ from bnfold.found import FoundLinear, FoundStep
 from bnfold.onnx_constants import bodies
 from bnfold.onnx_evaluate import UncomputableError
 from bnfold.onnx_facts import Facts, in_order
+from bnfold.onnx_gelu import find_gelus
 from bnfold.onnx_leftover import alternatives
 from bnfold.onnx_linear import LinearSite, as_operator, find_linear
 from bnfold.onnx_shapes import Inferred
@@ -105,6 +106,7 @@ class _Walk:
         self.absorbed_adds: set[ir.Node] = set()
         self.sizes: set[ir.Value] = set()
         self.readers = _storage_readers(facts)
+        self.gelus = find_gelus(facts)
 
     def run(self) -> Described:
         for node, graph in in_order(self.facts.nodes()):
@@ -135,6 +137,9 @@ class _Walk:
     def _node(self, node: ir.Node, graph: ir.Graph) -> None:
         if self._is_size(node):
             self.sizes.update(node.outputs)
+            return
+        if node in self.gelus:
+            self._gelu(node)
             return
         before = len(self.operators)
         try:
@@ -206,6 +211,17 @@ class _Walk:
         step = ConstantStep(name=self.facts.label(node), op_type=node.op_type, inputs=(),
                             outputs=outputs)  # fmt: skip
         self._add(step, ConstantSite(node, graph))
+
+    def _gelu(self, node: ir.Node) -> None:
+        """All of a GELU is one operator, where its last node stands."""
+        self.stated.add(node)
+        gelu = self.gelus[node]
+        if node is gelu.nodes[-1]:
+            whole = Opaque(
+                name=self.facts.label(node), op_type="Gelu",
+                inputs=(self._number(gelu.source),), outputs=(self._number(node.outputs[0]),),
+            )  # fmt: skip
+            self._add(whole, None)
 
     def _other(self, node: ir.Node, graph: ir.Graph) -> None:
         stated = find_tie(self.facts, node, graph, self._number, self._readers_of)
