@@ -356,14 +356,6 @@ STEPS: Mapping[str, Case] = {
     "layer_scale": Case(
         lambda: Residual(seq(nn.Linear(6, 6), nn.GELU(), nn.Linear(6, 6), mul(6, 0))),
         (2, 5, 6),
-        why="ONNX 17 writes GELU as Div, Erf, Add, Mul, Mul",
-        differs={
-            ONNX: {
-                "body.1": "around body.0 body.2",
-                "body.1#2": "BNF017",
-                "body.1#3": "forward body.2",
-            }
-        },
     ),
     "layer_norm": Case(lambda: seq(nn.LayerNorm(6), mul(6, 0), add(6, 0)), (2, 5, 6)),
     "layer_norm_linear": Case(
