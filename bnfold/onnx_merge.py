@@ -130,8 +130,7 @@ def _made_by(described: Described, index: int) -> ir.Value:
 
 def _leave_out(described: Described, editor: Editor, merge: Merge) -> None:
     """Operands that are part of another one by now go from their sums."""
-    for total in {place.total for place in merge.left}:
-        gone = {place.position for place in merge.left if place.total == total}
+    for total, gone in merge.left_out.items():
         node = editor.current(_made_by(described, total)).producer()
         assert node is not None
         stay = [position for position in range(len(node.inputs)) if position not in gone]

@@ -343,6 +343,14 @@ class Merge:
     cuts: tuple[Cut, ...] = ()
 
     @property
+    def left_out(self) -> dict[int, set[int]]:
+        """By sum, the positions of the operands that go from it."""
+        found: dict[int, set[int]] = {}
+        for place in self.left:
+            found.setdefault(place.total, set()).add(place.position)
+        return found
+
+    @property
     def gone(self) -> tuple[int, ...]:
         """The operators that are there no longer."""
         stay = (self.into, self.through)

@@ -144,9 +144,8 @@ class _Joining:
                 operators[index] = nothing(gone)
                 if isinstance(gone, Affine):
                     folds.append(Fold(index, How.JOINED, (merge.into,), Stored.AFTER))
-            for total in {place.total for place in merge.left}:
-                gone_at = {place.position for place in merge.left if place.total == total}
-                _leave_out(operators, total, gone_at)
+            for total, positions in merge.left_out.items():
+                _leave_out(operators, total, positions)
         graph = replace(self.graph, operators=tuple(operators), values=tuple(values))
         merges = tuple(joint.merge for joint in joints)
         apart = tuple(kept for _, kept in sorted(self.apart.items()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -157,9 +156,8 @@ def _joint(graph: ChannelGraph, merge: Merge) -> Joint:
 
 def _emptied(graph: ChannelGraph, merge: Merge) -> Iterator[int]:
     """The sums that are left with one operand, and go."""
-    lost = Counter(place.total for place in merge.left)
-    for total, count in lost.items():
-        if len(graph.operators[total].inputs) - count == 1:
+    for total, gone in merge.left_out.items():
+        if len(graph.operators[total].inputs) - len(gone) == 1:
             yield total
 
 
